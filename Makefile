@@ -1,0 +1,64 @@
+# On a machine with Python >= 3.11 and make, these two do everything: make train, make test.
+PYTHON = python3
+VENV = .venv
+CONFIG = configs/fcn8s.py
+# Extras of pyproject.toml to install beside the base: cuda12, cuda13 or tpu.
+EXTRAS =
+# More arguments for train.py or pytest: make train ARGS="--workdir runs/first"
+ARGS =
+
+comma = ,
+bin = $(VENV)/bin
+# A stamp stands only where everything was installed: by this Python, with these extras and these pins.
+base_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-base$(EXTRAS:%=-%)
+dev_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-dev$(EXTRAS:%=-%)
+
+.PHONY: help train test lint constraints clean
+
+help:
+	@echo "make train         set up $(VENV) and train:  train.py --config $(CONFIG) $(ARGS)"
+	@echo "make test          set up $(VENV) and run the tests"
+	@echo "make lint          ruff and pyright"
+	@echo "make constraints   pin the newest dependencies that fit (constraints.txt)"
+	@echo "make clean         remove $(VENV)"
+	@echo "Variables: PYTHON=python3.12  VENV=.venv-other  EXTRAS=cuda12  CONFIG=configs/fcn8s.py:folder  ARGS=…"
+
+train: $(base_stamp)
+	@$(bin)/python train.py --config $(CONFIG) $(ARGS)
+
+test: $(dev_stamp)
+	@$(bin)/python -m pytest $(ARGS)
+
+lint: $(dev_stamp)
+	@$(bin)/ruff check
+	@$(bin)/ruff format --check
+	@$(bin)/pyright
+
+# The folder is made anew where another Python made it, and where .installing tells of an installation that was cut short:
+# that may have left half a package which pip takes for a whole one. $(1): what to install, $(2): the stamps it earns.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fcn_jax needs Python 3.11 or newer, and \
+	'$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@if [ -e $(VENV)/.installing ] || [ "$$($(bin)/python -V 2>&1)" != "$$($(PYTHON) -V 2>&1)" ]; then rm -rf $(VENV); fi
+	@echo "Installing into $(VENV): a few minutes the first time."
+	@mkdir -p $(VENV) && touch $(VENV)/.installing && rm -f $(VENV)/.installed-*
+	@$(PYTHON) -m venv $(VENV)
+	@$(bin)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable "$(1)"
+	@rm $(VENV)/.installing && touch $(2)
+endef
+
+$(base_stamp): pyproject.toml constraints.txt
+	$(call install,.$(EXTRAS:%=[%]),$(base_stamp))
+
+$(dev_stamp): pyproject.toml constraints.txt
+	$(call install,.[dev$(EXTRAS:%=$(comma)%)],$(base_stamp) $(dev_stamp))
+
+constraints: $(dev_stamp)
+	@$(bin)/python -m pip install -qq --disable-pip-version-check uv
+	@echo "# Made by 'make constraints': the newest versions that fit pyproject.toml, for every Python from 3.11 on." > $@.new
+	@$(bin)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --extra dev \
+	  pyproject.toml >> $@.new
+	@mv $@.new constraints.txt
+
+clean:
+	rm -rf $(VENV)

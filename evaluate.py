@@ -1,0 +1,47 @@
+"""Scores a run, a released net or a folder of predictions: python evaluate.py --workdir runs/fcn8s --split val."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from fcn_jax import command_line, predict
+
+predict.define_flags()
+CONFIG = config_flags.DEFINE_config_file("config", None, "Whose `data` to score on; by default that of the run.")
+SPLIT = flags.DEFINE_string("split", "", "The split to score; data.val_split by default.")
+PREDICTIONS = flags.DEFINE_string("predictions", None, "Score this folder of label PNGs, named by image, instead of a net.")
+OUTPUT = flags.DEFINE_string("output", None, "Where the results go; <workdir>/evaluation by default.")
+SAVE_PREDICTIONS = flags.DEFINE_bool("save_predictions", False, "Write the predictions as palette PNGs too.")
+
+
+def main(arguments: list[str]) -> None:
+    from fcn_jax import config as experiment
+    from fcn_jax import data, evaluation
+    from fcn_jax.errors import ConfigError
+
+    command_line.refuse_arguments(arguments)
+    values = flags.FLAGS
+    config = CONFIG.value
+    if config is None:
+        if values.workdir is None:
+            raise ConfigError("name the data by --config FILE.py:VARIANT, or a run by --workdir")
+        config = experiment.load(Path(values.workdir).expanduser() / "config.json")
+    experiment.validate(config)
+    split = SPLIT.value or config.data.val_split
+    source = data.open_split(config.data, split)
+    output = Path(OUTPUT.value or Path(values.workdir or ".") / "evaluation").expanduser()
+    if PREDICTIONS.value is not None:
+        print(f"predictions in {PREDICTIONS.value} on {config.data.name} {split}", flush=True)
+        result = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
+    else:
+        predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model)
+        print(f"{predictor.origin} on {config.data.name} {split}: {len(source)} images", flush=True)
+        result = evaluation.evaluate_predictor(source, predictor, output / split if SAVE_PREDICTIONS.value else None)
+    print(result.table())
+    result.write(output, split)
+    print(f"results in {output}/{split}.json and .txt")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

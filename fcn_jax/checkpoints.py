@@ -1,0 +1,101 @@
+"""A run's state on disk and back, by Orbax: asynchronous, atomic, the newest two and the best kept.
+
+A save that a killed process left half done is never mistaken for a checkpoint: Orbax writes beside and renames.
+Parameters are an item of their own, so that prediction reads them alone.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from fcn_jax.errors import CheckpointError
+from fcn_jax.state import TrainState
+
+_METRIC = "mean_iou"
+
+
+class Checkpoints:
+    """The checkpoints under `workdir/checkpoints`, one folder a step. Use it as a context: leaving waits for saves."""
+
+    def __init__(self, workdir: Path, read_only: bool = False):
+        self.directory = (workdir / "checkpoints").absolute()
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax's own `max_to_keep` with a metric keeps the N best and deletes the newest, and with it the way forward.
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[_METRIC], n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            best_fn=lambda metrics: metrics[_METRIC],
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
+        """Starts to save in the background; the state may be used on, donated too, when this returns."""
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
+        self._manager.save(step, args=items, metrics=None if mean_iou is None else {_METRIC: mean_iou})
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of that step, with the shapes, types and placement of `like` (arrays, or their shapes)."""
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        items = self._restore(
+            step,
+            params=ocp.args.StandardRestore(target.params),
+            rest=ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
+        )
+        return TrainState(step=items["rest"]["step"], params=items["params"], opt_state=items["rest"]["opt_state"])
+
+    def restore_params(self, which: str, like: Any | None = None) -> tuple[int, Any]:
+        """The step and parameters of a checkpoint: `latest`, `best` (by val mean IU, else the latest) or a step.
+
+        With `like` (shapes) they must fit; without it they come as they were saved.
+        """
+        step = self._step(which)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        if like is None:
+            like = self._manager.item_metadata(step)["params"]
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+        return step, self._restore(step, params=ocp.args.StandardRestore(target))["params"]
+
+    def _step(self, which: str) -> int:
+        steps = self._manager.all_steps()
+        if not steps:
+            raise CheckpointError(f"{self.directory} holds no checkpoint")
+        if which == "latest":
+            return max(steps)
+        if which == "best":
+            best = self._manager.best_step()
+            return max(steps) if best is None else best
+        if which.isdigit() and int(which) in steps:
+            return int(which)
+        raise CheckpointError(f"no checkpoint {which!r} in {self.directory}; there are {sorted(steps)}, best and latest")
+
+    def _restore(self, step: int, **items) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            fault = " ".join(str(error).split())
+            raise CheckpointError(f"{self.directory / str(step)} does not fit the run's config: {fault}") from error

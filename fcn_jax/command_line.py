@@ -1,0 +1,52 @@
+"""How a command starts and fails: absl flags, and one plain line instead of a traceback for what a user can mend."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from fcn_jax.errors import ConfigError, UserError
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs `main(arguments)`. A mistake in the flags ends in exit code 2, a UserError in 1, each as one line."""
+
+    def guarded(arguments: Sequence[str]) -> int | None:
+        try:
+            return main(arguments[1:])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return 1
+
+    # JAX tells at this level which accelerators it did not find.
+    logging.set_verbosity(logging.WARNING)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        message = str(error)
+    except (AttributeError, KeyError, TypeError) as error:
+        # A field that the config does not have, as ml_collections reports it.
+        message = _unknown_field(str(error))
+    except OSError as error:
+        message = f"--config: {' '.join(str(error).split())}"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _unknown_field(message: str) -> str:
+    suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
+    if suggestion:
+        return f"no config field {suggestion[2]!r}; did you mean {suggestion[1]!r}?"
+    field = re.search(r"'(\w+)", message)
+    return f"no config field {field[1]!r}" if field else message
+
+
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for words on the command line that belong to no flag."""
+    if arguments:
+        raise ConfigError(f"cannot make anything of {' '.join(arguments)!r}: fields are set as --config.optim.lr=1e-3")

@@ -1,0 +1,38 @@
+"""Data sets, one a file, and the way from their files to batches.
+
+A data source has `info: DatasetInfo`, a length, and `source[i] -> {"image": u8[h w 3], "label": u8[h w], "id": str}`:
+RGB, and label 255 for void. It is deterministic, picklable, and safe to read from several threads.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from fcn_jax.errors import ConfigError
+
+
+def _opener(module: str) -> Callable[[Any, str], Any]:
+    """`open_split` of a module of this room. Imported on use: TFDS takes most of a second, and shapes do without."""
+
+    def open_split(fields: Any, split: str) -> Any:
+        return importlib.import_module(f"{__name__}.{module}").open_split(fields, split)
+
+    return open_split
+
+
+DATASETS: dict[str, Callable[[Any, str], Any]] = {
+    "shapes": _opener("synthetic"),
+    "folder": _opener("folder"),
+    "camvid": _opener("camvid"),
+    "voc2012": _opener("voc"),
+}
+
+
+def open_split(fields: Any, split: str) -> Any:
+    """The data source that the config's `data` group names. ConfigError on names that do not exist."""
+    if fields.name not in DATASETS:
+        close = difflib.get_close_matches(str(fields.name), DATASETS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"data.name is {fields.name!r}; the data sets are {', '.join(DATASETS)}{hint}")
+    return DATASETS[fields.name](fields, split)

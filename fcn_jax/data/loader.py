@@ -1,0 +1,156 @@
+"""From a data source to the batches that a step takes.
+
+The example at global position p = step · batch_size + i of the training stream depends on (seed, p) alone: on the p-th
+entry of the permuted epochs and on a random stream of its own. So there is no state to save: a resumed run starts at
+its step, and any number of hosts or threads sees the same global batches.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from fcn_jax.data import transforms
+from fcn_jax.errors import ConfigError, DataError, UserError
+from fcn_jax.inputs import InputSpec
+from fcn_jax.labels import IGNORE
+
+
+def train_batches(
+    source: Any,
+    augment: Any,
+    input_spec: InputSpec,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    threads: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict]:
+    """Endless batches from step `start_step` on: this host's rows of each global batch.
+
+    A batch is `{"image": f32[b H W 3], "label": u8[b H W], "index": i32[b]}`: input blobs, labels, and each example's
+    place in the global batch. Every epoch is a fresh permutation of the source. Images of different sizes are padded at
+    the bottom and right to the batch's largest, with zeros and label 255.
+    """
+    transforms.check(augment)
+    _require_examples(source)
+    rows = _local_rows(batch_size, process_index, process_count)
+    # Crops have one size. Whole images need not, and hosts must agree on the largest: then each reads the whole batch.
+    read = rows if all(augment.crop) else range(batch_size)
+    order_key, augment_key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
+    fill = [input_spec.mean[input_spec.order.index(channel)] for channel in "RGB"]
+
+    @functools.lru_cache(maxsize=4)  # Grain's own shuffle takes milliseconds an example on sets of a few images
+    def permutation(epoch: int) -> np.ndarray:
+        return _stream_at(order_key, epoch).permutation(len(source))
+
+    def example_at(local: int) -> dict:
+        step, row = divmod(local, len(read))
+        position = step * batch_size + read[row]
+        epoch, place = divmod(position, len(source))
+        original = source[int(permutation(epoch)[place])]
+        example = transforms.augment(original, augment, _stream_at(augment_key, position), fill)
+        return {"image": input_spec(example["image"]), "label": example["label"], "index": read[row]}
+
+    examples = grain.MapDataset.range(start_step * len(read), sys.maxsize).map(example_at)
+    collate = functools.partial(_collate, rows=rows)
+    return _elements(_in_threads(examples, threads, 2 * len(read)).batch(len(read), batch_fn=collate))
+
+
+def eval_batches(
+    source: Any,
+    input_spec: InputSpec,
+    *,
+    batch_size: int,
+    threads: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict]:
+    """All images once, in order, at their own sizes: this host's rows of each global batch.
+
+    A batch is `{"image": f32[b h w 3], "label": u8[b h w], "ids": list[str]}`. Consecutive images of equal size share a
+    global batch, which is filled to `batch_size` with zero images whose labels are all 255; `ids` names the real ones
+    among this host's rows. Every host walks through all images, so that all take the same number of steps of the same
+    shapes, whatever the sizes.
+    """
+    _require_examples(source)
+    rows = _local_rows(batch_size, process_index, process_count)
+
+    def blob(example: dict) -> dict:
+        return example | {"image": input_spec(example["image"])}
+
+    def batches() -> Iterator[dict]:
+        group: list[dict] = []
+        for example in _elements(_in_threads(grain.MapDataset.source(source).map(blob), threads, 2 * batch_size)):
+            if group and (len(group) == batch_size or example["label"].shape != group[0]["label"].shape):
+                yield _filled(group, rows)
+                group = []
+            group.append(example)
+        yield _filled(group, rows)
+
+    return batches()
+
+
+def _require_examples(source: Any) -> None:
+    if len(source) == 0:
+        raise DataError(f"{source.info.name}: the split holds no images; check its folder or list")
+
+
+def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """The rows of a global batch that belong to this host."""
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(f"data.batch_size is {batch_size}; it must be a multiple of the {process_count} hosts")
+    share = batch_size // process_count
+    return range(process_index * share, (process_index + 1) * share)
+
+
+def _stream_at(key: np.uint64, place: int) -> np.random.Generator:
+    """The random stream number `place` of a key: Philox counts, so every place is reached at once."""
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, place]))
+
+
+def _in_threads(examples: grain.MapDataset, threads: int, buffer: int) -> grain.IterDataset:
+    # Threads, not processes: decoding and resizing release the interpreter's lock, and no process opens a device.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
+    return examples.to_iter_dataset(options)
+
+
+def _elements(examples: grain.IterDataset) -> Iterator[Any]:
+    """The elements; the threads end with the generator, and errors arrive as the one plain line they are."""
+    iterator = iter(examples)
+    try:
+        yield from iterator
+    except UserError as error:
+        error.__notes__ = []  # Grain's, about its tracebacks
+        raise
+    finally:
+        iterator.close()
+
+
+def _collate(examples: Sequence[dict], rows: range) -> dict:
+    """The examples of these rows as a batch, padded at the bottom and right to the largest of all that were read."""
+    height, width = np.max([example["label"].shape for example in examples], axis=0)
+    examples = [example for example in examples if example["index"] in rows]
+    image = np.zeros((len(examples), height, width, 3), np.float32)
+    label = np.full((len(examples), height, width), IGNORE, np.uint8)
+    for row, example in enumerate(examples):
+        h, w = example["label"].shape
+        image[row, :h, :w] = example["image"]
+        label[row, :h, :w] = example["label"]
+    return {"image": image, "label": label, "index": np.array([example["index"] for example in examples], np.int32)}
+
+
+def _filled(group: Sequence[dict], rows: range) -> dict:
+    """This host's rows of the global batch that starts with `group` and ends in empty images."""
+    height, width = group[0]["label"].shape
+    image = np.zeros((len(rows), height, width, 3), np.float32)
+    label = np.full((len(rows), height, width), IGNORE, np.uint8)
+    mine = group[rows.start : rows.stop]
+    for row, example in enumerate(mine):
+        image[row], label[row] = example["image"], example["label"]
+    return {"image": image, "label": label, "ids": [example["id"] for example in mine]}

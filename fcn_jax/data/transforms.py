@@ -1,0 +1,111 @@
+"""Augmentation: one random geometry for image and label together, and a change of colour for the image alone.
+
+Every function works on any size from 1×1 up. Label 255 marks what the image does not hold, and padded pixels take a
+colour of the caller's choice: the one that the net's input blob turns into zero.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fcn_jax.errors import ConfigError
+from fcn_jax.labels import IGNORE
+
+# How bright a colour looks: luma weights of ITU-R BT.601, R G B.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def check(options: Any) -> None:
+    """ConfigError unless augmentation can run with these options (fields as in `augment`)."""
+    low, high = options.scale
+    if not 0 < low <= high:
+        raise ConfigError(f"augment.scale is {(low, high)}; it needs 0 < low <= high, and (1, 1) switches it off")
+    height, width = options.crop
+    if height < 0 or width < 0 or bool(height) != bool(width):
+        raise ConfigError(f"augment.crop is {(height, width)}; give height and width, or (0, 0) for whole images")
+    if not 0 <= options.color < 1:
+        raise ConfigError(f"augment.color is {options.color}; it needs 0 <= color < 1, and 0 switches it off")
+
+
+def augment(example: dict, options: Any, rng: np.random.Generator, fill: Sequence[float] = (0.0, 0.0, 0.0)) -> dict:
+    """A random variant of an example `{"image": u8[h w 3], "label": u8[h w], …}`.
+
+    `options` has the fields `flip`, `scale` (low, high), `crop` (height, width; (0, 0) keeps whole images) and `color`
+    (strength, 0 is off). `fill` is the RGB colour around images smaller than the crop; where it is needed the image
+    becomes float32, since a mean colour is no whole number.
+    """
+    image, label = example["image"], example["label"]
+    low, high = options.scale
+    if (low, high) != (1, 1):
+        image, label = rescale(image, label, rng.uniform(low, high))
+    size = height, width = tuple(options.crop)
+    top, left = 0, 0
+    if height and width:
+        top, left = random_corner(label.shape, size, rng)
+        image, label = cut(image, label, (top, left), size)
+    if options.flip and rng.integers(2):
+        image, label = flip(image, label)
+    if options.color:
+        image = jitter(image, options.color, rng)
+    if height and width:
+        image, label = pad(image, label, (max(-top, 0), max(-left, 0)), size, fill)
+    return example | {"image": image, "label": label}
+
+
+def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left and right exchanged."""
+    return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
+
+
+def rescale(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label at `scale` times their size, at least 1×1: bilinear or by area, and nearest for the label."""
+    height, width = (max(1, round(side * scale)) for side in label.shape)
+    # Averaging areas keeps thin things when shrinking. NEAREST_EXACT puts pixel centres where the other two have them;
+    # plain NEAREST would shift labels against the image by up to half a pixel.
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return (
+        cv2.resize(image, (width, height), interpolation=interpolation),
+        cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT),
+    )
+
+
+def random_corner(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
+    """Top and left of a window of `size` on an image of `shape`: inside it, or around it (negative) if larger."""
+    offsets = [have - want for have, want in zip(shape, size, strict=True)]
+    top, left = (int(rng.integers(min(offset, 0), max(offset, 0), endpoint=True)) for offset in offsets)
+    return top, left
+
+
+def cut(
+    image: np.ndarray, label: np.ndarray, corner: tuple[int, int], size: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the window of `size` at `corner` shows of the image: smaller than `size` where it reaches outside."""
+    rows, columns = (slice(max(start, 0), start + length) for start, length in zip(corner, size, strict=True))
+    return image[rows, columns], label[rows, columns]
+
+
+def pad(
+    image: np.ndarray, label: np.ndarray, offset: tuple[int, int], size: Sequence[int], fill: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and label on a canvas of `size`, their corner at `offset`; around them `fill` (float32 then) and 255."""
+    height, width = label.shape
+    if (height, width) == tuple(size):
+        return image, label
+    rows, columns = slice(offset[0], offset[0] + height), slice(offset[1], offset[1] + width)
+    canvas = np.full((*size, 3), fill, np.float32)
+    canvas[rows, columns] = image
+    labels = np.full(tuple(size), IGNORE, np.uint8)
+    labels[rows, columns] = label
+    return canvas, labels
+
+
+def jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Brightness, contrast and saturation, each times a factor within 1 ± strength; `u8[h w 3]` again."""
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
+    # All three are affine in RGB, so one matrix does them: saturation mixes with grey, contrast with the mean grey.
+    mean_grey = _LUMA @ image.reshape(-1, 3).mean(axis=0)
+    colors = saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * _LUMA
+    offset = np.full((3, 1), brightness * (1 - contrast) * mean_grey)
+    return cv2.transform(np.ascontiguousarray(image), np.hstack([brightness * contrast * colors, offset]))

@@ -1,0 +1,128 @@
+"""PASCAL VOC 2012 segmentation, with the Semantic Boundaries Dataset (SBD) and the validation set of the FCN paper.
+
+Everingham et al., "The PASCAL visual object classes challenge", 2010; Hariharan et al., "Semantic contours from
+inverse detectors", 2011. FCN trains on SBD's train list (8,498 images) and is scored on `seg11valid`, the 736 images of
+VOC 2011's val that are not in that list: the two overlap, and an early version of the paper scored images that it had
+trained on.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import loadmat
+
+from fcn_jax.data import images, prepared
+from fcn_jax.data.pairs import Pair
+from fcn_jax.errors import ConfigError, DataError
+from fcn_jax.labels import DatasetInfo, voc_palette
+
+# fmt: off
+CLASS_NAMES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+INFO = DatasetInfo(name="voc2012", class_names=CLASS_NAMES, palette=voc_palette(len(CLASS_NAMES)))
+
+VOC_SPLITS = ("train", "val", "trainval")
+SPLITS = (*VOC_SPLITS, "sbd_train", "seg11valid")
+SEG11VALID_IMAGES = 736
+
+
+class Voc2012(prepared.PairBuilder):
+    """One of VOC's or SBD's splits: masks are palette PNGs, or SBD's MATLAB files."""
+
+    classes = INFO
+
+    @classmethod
+    def read_labels(cls, path: Path) -> np.ndarray:
+        return read_sbd_labels(path) if path.suffix == ".mat" else images.read_mask(path)
+
+
+def open_split(fields: Any, split: str) -> prepared.PreparedSplit:
+    """A split of the VOCdevkit (or one of its years) at `fields.root`, or of SBD at `fields.voc.sbd_root`."""
+    if split not in SPLITS:
+        raise ConfigError(f"voc2012 has no split {split!r}; it has {', '.join(SPLITS)}")
+    if split == "sbd_train":
+        sbd = find_sbd(fields.voc.sbd_root)
+        found = [Pair(name, sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat") for name in sbd_train(sbd)]
+    elif split == "seg11valid":
+        voc = find_year(fields.root, "VOC2011")
+        names = seg11valid(voc_list(voc, "val"), sbd_train(find_sbd(fields.voc.sbd_root)))
+        if len(names) != SEG11VALID_IMAGES:
+            note = f"seg11valid: {len(names)} images remain, the paper has {SEG11VALID_IMAGES}; the lists are others"
+            print(note, file=sys.stderr, flush=True)
+        found = voc_pairs(voc, names)
+    else:
+        voc = find_year(fields.root, "VOC2012")
+        found = voc_pairs(voc, voc_list(voc, split))
+    return prepared.open_prepared(Voc2012, split, found, cache=fields.cache, threads=fields.threads)
+
+
+def find_year(root: str, year: str) -> Path:
+    """The folder of a year's images and lists: `root` itself, in it, in its VOCdevkit, or beside it."""
+    if not root:
+        raise ConfigError("data.root is empty; give the VOCdevkit folder, which holds VOC2012")
+    start = Path(root).expanduser()
+    candidates = [start / year, start / "VOCdevkit" / year, start.parent / year]
+    if start.name == year or (year == "VOC2012" and not start.name.startswith("VOC20")):
+        candidates.insert(0, start)
+    for folder in candidates:
+        if (folder / "ImageSets" / "Segmentation").is_dir():
+            return folder
+    raise DataError(
+        f"{start}: no {year}/ImageSets/Segmentation there; set data.root to the VOCdevkit that holds {year}"
+    )
+
+
+def find_sbd(sbd_root: str) -> Path:
+    """The folder of SBD that holds `train.txt`, `img` and `cls`: `sbd_root` itself or its `dataset`."""
+    if not sbd_root:
+        raise ConfigError("data.voc.sbd_root is empty; give SBD's folder, benchmark_RELEASE, which holds dataset/")
+    start = Path(sbd_root).expanduser()
+    for folder in (start, start / "dataset", start / "benchmark_RELEASE" / "dataset"):
+        if (folder / "train.txt").is_file():
+            return folder
+    raise DataError(f"{start}: no train.txt there or in its dataset/; set data.voc.sbd_root to SBD's benchmark_RELEASE")
+
+
+def voc_list(voc: Path, split: str) -> list[str]:
+    """The image names of a published split."""
+    return _read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+
+
+def sbd_train(sbd: Path) -> list[str]:
+    """The image names of SBD's train list."""
+    return _read_names(sbd / "train.txt")
+
+
+def seg11valid(voc2011_val: Sequence[str], sbd_train_names: Sequence[str]) -> list[str]:
+    """VOC 2011's val without what SBD trains on (footnote 7 of Long, Shelhamer, Darrell, 2015)."""
+    trained_on = set(sbd_train_names)
+    return [name for name in voc2011_val if name not in trained_on]
+
+
+def voc_pairs(voc: Path, names: Sequence[str]) -> list[Pair]:
+    """The files of VOC's images and class masks."""
+    return [Pair(n, voc / "JPEGImages" / f"{n}.jpg", voc / "SegmentationClass" / f"{n}.png") for n in names]
+
+
+def read_sbd_labels(path: Path) -> np.ndarray:
+    """The labels `u8[h w]` in an SBD file: field `Segmentation` of the MATLAB struct `GTcls`."""
+    images.read_bytes(path)
+    try:
+        struct = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"]
+        return np.asarray(struct.Segmentation, np.uint8)
+    # loadmat meets a damaged file with whatever its parser stumbles over: ValueError, TypeError, KeyError, zlib.error …
+    except Exception as error:
+        raise DataError(f"{path}: not a readable SBD label file ({error}); copy it again") from None
+
+
+def _read_names(path: Path) -> list[str]:
+    names = images.read_bytes(path).decode("utf-8", errors="replace").split()
+    if not names:
+        raise DataError(f"{path}: the list is empty; copy it again")
+    return names

@@ -1,0 +1,28 @@
+"""What a user can mend: one line that names the file or field, the value found and the remedy.
+
+The commands print such an error as one line and exit; everything else is a bug and keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """A fault in what the user gave. The message is one plain line."""
+
+
+class ConfigError(UserError):
+    """A field, value or combination in a config that cannot work."""
+
+
+class DataError(UserError):
+    """An image, mask, list or folder that is missing, unreadable or contradictory."""
+
+
+class WeightFileError(UserError):
+    """A weight file that cannot be read, or that does not fit the net."""
+
+
+class CheckpointError(UserError):
+    """A working directory that cannot be resumed or served as asked."""
+
+
+class NonFiniteError(UserError):
+    """Training met a NaN or an infinity."""

@@ -1,0 +1,1 @@
+"""Arithmetic on pixel grids that Flax lacks; functions of arrays, without parameters."""

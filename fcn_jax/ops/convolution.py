@@ -1,0 +1,66 @@
+"""Convolutions of NHWC maps with HWIO kernels, lowered to what is fast on the machine at hand.
+
+XLA's own convolutions are the rule. On CPUs a large kernel is the exception: fc6, 7×7 over 512 channels, runs at less
+than half the rate of a matrix product, and with padding on a map smaller than the kernel it falls into a naive loop
+(12 s forward for an image of 180×240). There it is written as shifted slices (patches) times a matrix. The choice is
+made when the program is lowered, so the same function compiles for a TPU from a laptop.
+
+Measured on two CPU cores, jax 0.10.2, one 12×15 map of 512 channels to 4096, 7×7, "same": forward 0.81 s by XLA's
+convolution and 0.43 s by patches, with both gradients 4.2 s and 1.5 s (the machine was busy: read the ratios).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_PATCHES_FROM_KERNEL = 5
+
+
+def conv2d(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """Cross-correlates `x [b h w i]` with `kernel [k k i o]`, zero padded, to `[b h' w' o]`.
+
+    `h' = floor((h + 2·padding − dilation·(k − 1) − 1) / stride) + 1`, as in Caffe and PyTorch.
+    """
+
+    def native(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(stride, stride),
+            padding=[(padding, padding)] * 2,
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision,
+        )
+
+    def by_patches(x, kernel):
+        return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
+
+    if max(kernel.shape[:2]) < _PATCHES_FROM_KERNEL:
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=by_patches, default=native)
+
+
+def _patches_times_matrix(x, kernel, stride, padding, dilation, precision):
+    kernel_height, kernel_width, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height = (x.shape[1] - dilation * (kernel_height - 1) - 1) // stride + 1
+    width = (x.shape[2] - dilation * (kernel_width - 1) - 1) // stride + 1
+    patches = jnp.concatenate(
+        [
+            x[:, top : top + stride * (height - 1) + 1 : stride, left : left + stride * (width - 1) + 1 : stride]
+            for top in range(0, dilation * kernel_height, dilation)
+            for left in range(0, dilation * kernel_width, dilation)
+        ],
+        axis=-1,
+    )
+    matrix = kernel.reshape(kernel_height * kernel_width * channels, features)
+    return jnp.tensordot(patches, matrix, axes=1, precision=precision)

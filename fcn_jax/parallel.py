@@ -1,0 +1,80 @@
+"""The only file that knows how many devices and hosts there are.
+
+One step function (`steps.py`) runs in either of two ways. `pmap` maps it over the local devices, each with its share of
+the batch, and completes the sums by collectives; `mesh` compiles it for the whole batch, sharded over a mesh, and
+leaves the rest to XLA. State is replicated and never stacked: a checkpoint looks the same from any number of devices.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fcn_jax.errors import ConfigError
+
+MODES = ("pmap", "mesh")
+_AXIS = "data"
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices (all local ones by default) in a row, under the axis name `data`."""
+    # Auto axes: under the Explicit ones that jax.make_mesh defaults to, Linen's modules fail.
+    return Mesh(np.array(jax.local_devices() if devices is None else devices), (_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
+    """`step(state, batch)` mapped over the devices: state and results un-stacked, batch stacked `[devices b …]`."""
+    return jax.pmap(
+        partial(step, axis_name=_AXIS),
+        axis_name=_AXIS,
+        in_axes=(None, 0),  # pyright: ignore[reportArgumentType]
+        out_axes=None,  # pyright: ignore[reportArgumentType]
+        devices=list(mesh.devices.flat),
+        donate_argnums=(0,) if donate_state else (),
+    )
+
+
+def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
+    """`step(state, batch)` compiled for the whole batch, which is sharded over the mesh; state and results replicated."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        in_shardings=(replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
+        out_shardings=replicated,
+        donate_argnums=(0,) if donate_state else (),
+    )
+
+
+def wrap_step(step: Callable, mesh: Mesh, mode: str, donate_state: bool = True) -> Callable:
+    """`pmap_step` or `jit_step`, by the name in a config's `parallel.mode`."""
+    return {"pmap": pmap_step, "mesh": jit_step}[mode](step, mesh, donate_state)
+
+
+def put_state(state: Any, mesh: Mesh) -> Any:
+    """The state (host or device arrays) on every device. The result may share memory with what was given."""
+    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, mode: str) -> dict[str, jax.Array]:
+    """This host's batch `[b …]` onto its devices in one explicit transfer, in the shape that `mode` takes."""
+    devices = len(mesh.local_devices)
+    if mode == "pmap":
+        batch = {name: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]) for name, x in batch.items()}
+    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+
+
+def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> int:
+    """Images on each device at a time. Raises ConfigError where the batch cannot be split evenly."""
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        times = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""
+        below = batch_size - batch_size % parts
+        nearest = " or ".join(str(size) for size in (below, below + parts) if size)
+        raise ConfigError(
+            f"data.batch_size={batch_size} cannot be split over {mesh.size} devices{times}; {nearest} can"
+        )
+    return batch_size // parts

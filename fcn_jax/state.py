@@ -1,0 +1,34 @@
+"""What training carries from step to step: arrays and nothing else."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Steps done (int32 scalar), the net's parameters, and the optimizer's buffers."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def init_params(model: nn.Module, seed: int) -> Any:
+    """A net's parameters as drawn from `seed`. They do not depend on the image's size."""
+    image = jnp.zeros((1, 32, 32, model.in_channels))  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.jit(model.init)(jax.random.key(seed), image)["params"]
+
+
+def abstract_params(model: nn.Module) -> Any:
+    """The shapes and types of a net's parameters, without computing or holding any."""
+    return jax.eval_shape(lambda: init_params(model, 0))
+
+
+def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step. Under `jax.eval_shape` this gives its shapes."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))

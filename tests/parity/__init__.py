@@ -1,0 +1,1 @@
+"""Same weights, same input, same answer: what reference programs computed, against this library."""

@@ -1,0 +1,155 @@
+"""The drawn data set: pure in (seed, split, index), balanced, and of no use to whoever looks at colour alone."""
+
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+from fcn_jax.data import synthetic
+from fcn_jax.data.synthetic import INFO, Shapes, open_split
+from fcn_jax.errors import ConfigError
+
+
+def fingerprint(example) -> int:
+    return crc32(example["label"].tobytes(), crc32(example["image"].tobytes()))
+
+
+def fields(**changes):
+    shapes = {"height": 64, "width": 96, "train_images": 20, "val_images": 5, "seed": 3}
+    return SimpleNamespace(shapes=SimpleNamespace(**(shapes | changes)))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    source = Shapes(128, 128, 150, "train")
+    return [source[index] for index in range(len(source))]
+
+
+def mean_iou(matrix: np.ndarray) -> float:
+    hits = np.diag(matrix)
+    return float(np.mean(hits / (matrix.sum(0) + matrix.sum(1) - hits)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 70), (96, 96), (200, 41)])
+def test_examples_have_the_agreed_form(height, width):
+    source = Shapes(height, width, 9, "val", seed=1)
+    example = source[8]
+    assert example["image"].shape == (height, width, 3)
+    assert example["image"].dtype == np.uint8 and example["image"].flags.c_contiguous
+    assert example["label"].shape == (height, width) and example["label"].dtype == np.uint8
+    assert example["label"].max() < INFO.num_classes
+    assert example["id"] == "shapes_val_000008"
+    assert len(source) == 9 and source.info.class_names[0] == "background"
+
+
+def test_an_example_depends_on_seed_split_and_index_only():
+    source = Shapes(64, 64, 10, "train", seed=4)
+    forwards = [fingerprint(source[index]) for index in range(10)]
+    again = [fingerprint(Shapes(64, 64, 1000, "train", seed=4)[index]) for index in reversed(range(10))]
+    assert forwards == again[::-1]
+    others = [Shapes(64, 64, 10, "val", seed=4), Shapes(64, 64, 10, "train", seed=5)]
+    everything = forwards + [fingerprint(other[index]) for other in others for index in range(10)]
+    assert len(set(everything)) == 30
+
+
+def test_threads_and_processes_draw_the_same():
+    source = Shapes(64, 64, 32, "train", seed=2)
+    expected = [fingerprint(source[index]) for index in range(32)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda index: fingerprint(source[index]), range(32))) == expected
+    program = (
+        "import pickle, sys; from zlib import crc32; source = pickle.load(sys.stdin.buffer); example = source[7];"
+        "print(crc32(example['label'].tobytes(), crc32(example['image'].tobytes())), 'jax' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], input=pickle.dumps(source), capture_output=True, check=True)
+    assert run.stdout.decode().split() == [str(expected[7]), "False"]
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_an_index_outside_is_refused(index):
+    with pytest.raises(IndexError, match=f"no image {index} among 10"):
+        Shapes(64, 64, 10, "train")[index]
+
+
+def test_every_class_is_common_and_background_is_not_everything(examples):
+    labels = np.concatenate([example["label"].ravel() for example in examples])
+    shares = np.bincount(labels, minlength=INFO.num_classes) / labels.size
+    assert 0.6 < shares[0] < 0.75
+    assert shares[1:].min() > 0.025
+
+
+def test_things_stand_out_from_what_they_touch(examples):
+    """Across nearly every border of two labels the grey level, averaged over the texture, differs clearly."""
+    steps = []
+    for example in examples[:30]:
+        grey, label = example["image"].mean(2), example["label"]
+        # Windows of 3×4 pixels on both sides of a vertical border, and one class in each window.
+        for y in range(3, 120, 5):
+            for x in range(8, 120, 3):
+                left, right = np.s_[y - 1 : y + 2, x - 5 : x - 1], np.s_[y - 1 : y + 2, x + 1 : x + 5]
+                if label[y, x - 1] != label[y, x] and np.ptp(label[left]) == 0 == np.ptp(label[right]):
+                    steps.append(abs(grey[left].mean() - grey[right].mean()))
+    assert len(steps) > 200
+    assert np.quantile(steps, 0.1) > 25
+
+
+def test_a_colour_histogram_knows_little(examples):
+    """The majority class of each of 16³ colours, fitted on 100 images and scored on 50."""
+
+    def colours(part):
+        image = np.stack([example["image"] for example in part]).astype(int) // 16
+        return (image @ [256, 16, 1]).ravel(), np.stack([example["label"] for example in part]).ravel().astype(int)
+
+    colour, label = colours(examples[:100])
+    votes = np.bincount(colour * INFO.num_classes + label, minlength=4096 * INFO.num_classes)
+    votes = votes.reshape(4096, INFO.num_classes).astype(float)
+    # Rare classes are scored as high as common ones, so a histogram that weighs them up gets its chance as well.
+    for weights in (np.ones(INFO.num_classes), 1 / votes.sum(0)):
+        colour, label = colours(examples[100:])
+        guess = (votes * weights).argmax(1)[colour]
+        pairs = np.bincount(label * INFO.num_classes + guess, minlength=INFO.num_classes**2)
+        assert mean_iou(pairs.reshape(INFO.num_classes, INFO.num_classes)) <= 0.40
+
+
+def test_lollipops_are_one_thing_of_head_and_stem():
+    """The stem is as wide as a stick, the head as wide as a disc: neither can be told from its middle alone."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        along = synthetic.fill(synthetic.lollipop(rng), 1.0, 0.0).sum(0)
+        widths = along[along > 1]
+        assert 16 <= widths.max() <= 26.5
+        assert 6.5 <= np.median(widths[-8:-1]) <= 9.5
+
+
+def test_outlines_are_filled_to_a_quarter_of_a_pixel():
+    """The area that a turned rectangle and a ring cover is that of geometry, give or take a rim of that width."""
+    for angle in (0.0, 0.3, 2.0):
+        assert 30 * 8 < synthetic.fill([(synthetic.bar(30, 8), 255)], 1.0, angle).sum() < 30.5 * 8.5
+    halved_ring = synthetic.fill([(synthetic.CIRCLE * 16, 255), (synthetic.CIRCLE * 8, 0)], 0.5, 0.0).sum()
+    assert np.pi * (7.75**2 - 4.25**2) < halved_ring < np.pi * (8.25**2 - 3.75**2)
+
+
+def test_open_split_reads_the_fields():
+    train, val = open_split(fields(), "train"), open_split(fields(), "val")
+    assert (len(train), len(val)) == (20, 5)
+    assert train[0]["image"].shape == (64, 96, 3)
+    assert fingerprint(train[0]) != fingerprint(val[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "message"),
+    [
+        ({}, "test", "shapes has no split 'test', only train and val"),
+        ({"height": 31}, "train", "data.shapes.height is 31: give 32 or more"),
+        ({"val_images": 0}, "val", "data.shapes.val_images is 0: give 1 or more"),
+        ({"seed": -1}, "val", "data.shapes.seed is -1: give 0 or more"),
+    ],
+)
+def test_faults_are_named(changes, split, message):
+    with pytest.raises(ConfigError, match=message):
+        open_split(fields(**changes), split)

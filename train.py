@@ -1,0 +1,24 @@
+"""Trains an experiment, or goes on with it: python train.py --config configs/fcn8s.py [--workdir runs/fcn8s]."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from fcn_jax import command_line
+
+CONFIG = config_flags.DEFINE_config_file("config", "configs/fcn8s.py", "The experiment: FILE.py or FILE.py:VARIANT.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/<the config's name> by default.")
+PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early steps for TensorBoard.")
+
+
+def main(arguments: list[str]) -> None:
+    from fcn_jax import training  # JAX starts here, after the flags were found good.
+
+    command_line.refuse_arguments(arguments)
+    workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.name}").expanduser()
+    training.train(CONFIG.value, workdir, profile=PROFILE.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
