@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
 
     command_line.refuse_arguments(arguments)
     values = flags.FLAGS
-    config = CONFIG.value
+    config = command_line.experiment(CONFIG)
     if config is None:
         if values.workdir is None:
             raise ConfigError("name the data by --config FILE.py:VARIANT, or a run by --workdir")
@@ -36,6 +36,11 @@ def main(arguments: list[str]) -> None:
         result = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
     else:
         predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model)
+        if predictor.info.num_classes != source.info.num_classes:
+            raise ConfigError(
+                f"{predictor.origin} knows {predictor.info.num_classes} classes, {config.data.name} has "
+                f"{source.info.num_classes}: name the data that it was trained for by --config"
+            )
         print(f"{predictor.origin} on {config.data.name} {split}: {len(source)} images", flush=True)
         result = evaluation.evaluate_predictor(source, predictor, output / split if SAVE_PREDICTIONS.value else None)
     print(result.table())

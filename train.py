@@ -6,18 +6,22 @@ from absl import flags
 from ml_collections import config_flags
 
 from fcn_jax import command_line
+from fcn_jax.errors import ConfigError
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/fcn8s.py", "The experiment: FILE.py or FILE.py:VARIANT.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:VARIANT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/<the config's name> by default.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early steps for TensorBoard.")
 
 
 def main(arguments: list[str]) -> None:
-    from fcn_jax import training  # JAX starts here, after the flags were found good.
+    from fcn_jax import training  # JAX is imported after the flags were found good.
 
     command_line.refuse_arguments(arguments)
-    workdir = Path(WORKDIR.value or f"runs/{CONFIG.value.name}").expanduser()
-    training.train(CONFIG.value, workdir, profile=PROFILE.value)
+    config = command_line.experiment(CONFIG)
+    if config is None:
+        raise ConfigError("name an experiment: --config configs/fcn8s.py")
+    workdir = Path(WORKDIR.value or f"runs/{config.name}").expanduser()
+    training.train(config, workdir, profile=PROFILE.value)
 
 
 if __name__ == "__main__":

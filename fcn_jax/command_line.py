@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -24,18 +25,45 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def experiment(flag: Any) -> Any:
+    """The config that a command's config flag names, or None where it is not given. Raises ConfigError if unreadable."""
+    config = flag.value
+    try:
+        if config is not None:
+            config.to_dict()
+    except OSError as error:
+        reason = str(error).split("[Errno")[-1].partition("] ")[2] or str(error)
+        raise ConfigError(f"--config cannot be read: {' '.join(reason.split())}") from None
+    return config
+
+
+def refuse_arguments(arguments: Sequence[str]) -> None:
+    """Raises ConfigError for words on the command line that belong to no flag."""
+    if arguments:
+        raise ConfigError(f"cannot make anything of {' '.join(arguments)!r}: fields are set as --config.optim.lr=1e-3")
+
+
 def _parse(arguments: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
-    except flags.Error as error:
+    except UserError as error:
         message = str(error)
+    except flags.Error as error:
+        message = _without_traceback(str(error))
     except (AttributeError, KeyError, TypeError) as error:
         # A field that the config does not have, as ml_collections reports it.
         message = _unknown_field(str(error))
-    except OSError as error:
-        message = f"--config: {' '.join(str(error).split())}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def _without_traceback(message: str) -> str:
+    """ml_collections puts the whole traceback of a config file into its message: its last place and line will do."""
+    if "Traceback" not in message:
+        return message
+    places = re.findall(r'File "([^"]+)", line (\d+)', message)
+    fault = message.strip().splitlines()[-1]
+    return f"{places[-1][0]}, line {places[-1][1]}: {fault}" if places else fault
 
 
 def _unknown_field(message: str) -> str:
@@ -44,9 +72,3 @@ def _unknown_field(message: str) -> str:
         return f"no config field {suggestion[2]!r}; did you mean {suggestion[1]!r}?"
     field = re.search(r"'(\w+)", message)
     return f"no config field {field[1]!r}" if field else message
-
-
-def refuse_arguments(arguments: Sequence[str]) -> None:
-    """Raises ConfigError for words on the command line that belong to no flag."""
-    if arguments:
-        raise ConfigError(f"cannot make anything of {' '.join(arguments)!r}: fields are set as --config.optim.lr=1e-3")

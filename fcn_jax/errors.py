@@ -4,7 +4,7 @@ The commands print such an error as one line and exit; everything else is a bug 
 """
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A fault in what the user gave. The message is one plain line."""
 
 

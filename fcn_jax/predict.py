@@ -72,7 +72,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in images.IMAGE_SUFFIXES)
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in images.SUFFIXES)
         elif path.exists():
             found = [path]
         else:

@@ -89,7 +89,7 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> state.Tra
             start_step=start,
             threads=config.data.threads,
         )
-        progress = _Progress(config, start, report.Reporter(workdir, resume_step=start), abstract, schedule)
+        progress = _Progress(config, start, report.Reporter(workdir, start, active=jax.process_index() == 0), abstract, schedule)
         for step in range(start + 1, config.train.steps + 1):
             if profile and step == start + 3:
                 jax.profiler.start_trace(str(workdir))

@@ -130,6 +130,26 @@ def test_unmatched_files_are_listed_on_both_sides(fields):
     assert "\n" not in str(caught.value)
 
 
+def test_masks_left_over_are_listed_too(fields):
+    for stem in "ab":
+        add(fields, stem, [[0]])
+    (fields.path / "images" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"^1 masks of [^;]* have no image: a\.png; pairs share their stem"):
+        data.open_split(fields, "all")
+
+
+def test_masks_that_change_while_training_are_noticed(fields):
+    (fields.path / "classes.txt").write_text("ground 0 0 0\ntree 1 2 3\n")
+    add(fields, "a", np.array([[[1, 2, 3]]]))
+    add(fields, "b", [[1]])
+    source = data.open_split(fields, "all")
+    add(fields, "a", np.array([[[1, 2, 2]]]))
+    add(fields, "b", [[2]])
+    for index in range(2):
+        with pytest.raises(DataError, match=r"[ab]\.png: the mask has changed since it was checked"):
+            source[index]
+
+
 def test_sizes_must_agree(fields):
     add(fields, "a", [[0]], size=(4, 7))
     with pytest.raises(DataError, match=r"a\.png: the mask is 6×4, its image a\.png is 7×4; they must agree"):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -196,3 +198,18 @@ def test_contradictions_are_named_before_anything_is_read():
         evaluate(Numbered(5), batch_size=0)
     with pytest.raises(ConfigError, match=r"augment.scale"):
         train(Numbered(5), 1, augment=SimpleNamespace(flip=False, scale=(0.0, 1.0), crop=(0, 0), color=0.0))
+
+
+def test_a_program_may_end_in_the_middle_of_a_stream():
+    program = """
+import numpy, types
+from fcn_jax.data import loader
+from fcn_jax.inputs import FCN_INPUT
+source = [{"image": numpy.zeros((4, 5, 3), "u1"), "label": numpy.zeros((4, 5), "u1"), "id": "x"}] * 9
+augment = types.SimpleNamespace(flip=True, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
+training = loader.train_batches(source, augment, FCN_INPUT, batch_size=2, seed=0, start_step=0, threads=3)
+evaluation = loader.eval_batches(source, FCN_INPUT, batch_size=2, threads=3)
+next(training), next(evaluation)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -65,6 +65,14 @@ def test_rescaled_label_lies_under_its_image():
         assert np.array_equal(bigger[..., 0] > 100, labels == 1)
 
 
+@pytest.mark.parametrize("scale", [0.3, 0.7, 1.3, 1.7])
+def test_rescaling_prefers_no_side(scale):
+    one = example(11, 11)  # odd, so that no pixel centre falls between two pixels
+    mirrored = transforms.flip(*transforms.rescale(one["image"], one["label"], scale))
+    again = transforms.rescale(*transforms.flip(one["image"], one["label"]), scale)
+    assert np.array_equal(mirrored[1], again[1])
+
+
 def test_shrinking_averages():
     image = np.array([[[0] * 3, [100] * 3], [[100] * 3, [200] * 3]], np.uint8)
     assert transforms.rescale(image, np.zeros((2, 2), np.uint8), 0.5)[0].tolist() == [[[100] * 3]]

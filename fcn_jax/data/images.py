@@ -64,6 +64,7 @@ def decode_image(data: bytes, name: str | Path) -> np.ndarray:
     """The picture in a file's bytes, RGB `u8[h w 3]`, alpha dropped, 16 bits made 8; errors call it `name`."""
     image = _open(data, name)
     if (image.format, image.mode) in _PLAIN and _orientation(data, image) == 1 and _looks_complete(data, image):
+        # Cut-off files are left to Pillow, which refuses them: OpenCV before version 5 fills in what is missing.
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is not None:

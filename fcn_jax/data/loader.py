@@ -125,8 +125,10 @@ def _elements(examples: grain.IterDataset) -> Iterator[Any]:
     iterator = iter(examples)
     try:
         yield from iterator
-    except UserError as error:
-        error.__notes__ = []  # Grain's, about its tracebacks
+    except Exception as error:
+        # Not `except UserError`: when the interpreter ends under an open generator, module names are gone already.
+        if isinstance(error, UserError):
+            error.__notes__ = []  # Grain's, about its tracebacks
         raise
     finally:
         iterator.close()
