@@ -27,7 +27,9 @@ def cross_entropy(
     is_label = jax.nn.one_hot(labels.astype(jnp.int32), num_classes, dtype=bool)
     log_probability = jnp.sum(jnp.where(is_label, jax.nn.log_softmax(logits), 0), axis=-1)
     terms = -log_probability
-    terms = terms + jax.lax.stop_gradient(jnp.minimum(terms, MAX_PIXEL_LOSS) - terms)
+    # In this order the clamped value is exact: the bracket is 0 but for its gradient.
+    terms = jax.lax.stop_gradient(jnp.minimum(terms, MAX_PIXEL_LOSS)) + (terms - jax.lax.stop_gradient(terms))
     if class_weights is not None:
-        terms = terms * (is_label.astype(terms.dtype) @ class_weights.astype(terms.dtype))
+        weights = class_weights.astype(terms.dtype)
+        terms = terms * jnp.matmul(is_label.astype(terms.dtype), weights, precision=jax.lax.Precision.HIGHEST)
     return jnp.sum(jnp.where(valid, terms, 0)), jnp.sum(valid, dtype=jnp.int32)

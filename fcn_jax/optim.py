@@ -50,6 +50,8 @@ def make_optimizer(fields: Any, total_steps: int, params: Any) -> optax.Gradient
 
 def make_schedule(fields: Any, total_steps: int) -> optax.Schedule:
     """The learning rate as a function of the step (counted from 0), by the config's `optim` group."""
+    if fields.schedule not in SCHEDULES:
+        raise ConfigError(f"optim.schedule: no {fields.schedule!r}; there are {', '.join(SCHEDULES)}")
 
     def rate(step):
         step = jnp.asarray(step, jnp.result_type(float))
@@ -63,10 +65,8 @@ def make_schedule(fields: Any, total_steps: int) -> optax.Schedule:
             factor = jnp.asarray(fields.gamma, step.dtype) ** passed
         elif fields.schedule == "poly":
             factor = (1 - done) ** fields.power
-        elif fields.schedule == "cosine":
+        else:  # cosine
             factor = (1 + jnp.cos(jnp.pi * done)) / 2
-        else:
-            raise ConfigError(f"optim.schedule: no {fields.schedule!r}; there are {', '.join(SCHEDULES)}")
         ramp = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
         return fields.lr * ramp * factor
 

@@ -21,4 +21,5 @@ def create(name: str, num_classes: int, **args) -> nn.Module:
     if name not in MODELS:
         raise ConfigError(f"no model named {name!r}; there are {', '.join(MODELS)}")
     # A net must be hashable, to be a static argument; plain dicts are not.
-    return MODELS[name](num_classes, **{field: freeze(value) if isinstance(value, dict) else value for field, value in args.items()})
+    hashable = {field: freeze(value) if isinstance(value, dict) else value for field, value in args.items()}
+    return MODELS[name](num_classes, **hashable)

@@ -104,7 +104,7 @@ class FCN(nn.Module):
             skip = self._score(f"score_{pool}", skip)
             blobs[f"score_{pool}"] = skip, skip_grid
             skip, x, grid = crop_to_overlap(skip, skip_grid, x, grid)
-            blobs[f"score_{pool}c"] = skip, grid
+            blobs[f"score_{pool}c"] = skip, skip_grid.crop(skip_grid.offset_of(grid))
             x = x + skip
             blobs[f"fuse_{pool}"] = x, grid
 

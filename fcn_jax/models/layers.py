@@ -60,6 +60,10 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, offset: int = 0, size: tuple[int, int] | None = None) -> jax.Array:
         """With `offset` and `size` `(H, W)` only that part of the output is given."""
+        if self.form not in UPSAMPLING_FORMS:
+            raise ValueError(
+                f"{self.name}: no form {self.form!r} of up-sampling; there are {', '.join(UPSAMPLING_FORMS)}"
+            )
         if self.form == "fixed":
             return bilinear.upsample_bilinear(x, self.kernel_size, self.stride, offset=offset, size=size)
         kernel = self.param("kernel", self._bilinear_init, x.shape[-1])

@@ -33,7 +33,7 @@ def upsample_bilinear(
     for axis in (1, 2):
         full = stride * (x.shape[axis] - 1) + kernel
         length = full - offset if size is None else size[axis - 1]
-        if offset < 0 or offset + length > full:
+        if not 0 <= offset <= offset + length <= full:
             raise ValueError(f"cannot cut {length} from {offset} on out of {full} up-sampled pixels")
         matrix = _interpolation_matrix(x.shape[axis], kernel, stride, offset, length).astype(x.dtype)
         product = jnp.tensordot(matrix, x, axes=((1,), (axis,)), precision=lax.Precision.HIGHEST)

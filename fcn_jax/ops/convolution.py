@@ -52,11 +52,12 @@ def conv2d(
 def _patches_times_matrix(x, kernel, stride, padding, dilation, precision):
     kernel_height, kernel_width, channels, features = kernel.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height = (x.shape[1] - dilation * (kernel_height - 1) - 1) // stride + 1
-    width = (x.shape[2] - dilation * (kernel_width - 1) - 1) // stride + 1
+    # How far each tap travels over the map: not at all where the map is smaller than the kernel.
+    height = max(x.shape[1] - dilation * (kernel_height - 1), 0)
+    width = max(x.shape[2] - dilation * (kernel_width - 1), 0)
     patches = jnp.concatenate(
         [
-            x[:, top : top + stride * (height - 1) + 1 : stride, left : left + stride * (width - 1) + 1 : stride]
+            x[:, top : top + height : stride, left : left + width : stride]
             for top in range(0, dilation * kernel_height, dilation)
             for left in range(0, dilation * kernel_width, dilation)
         ],

@@ -46,12 +46,10 @@ def max_pool(x: jax.Array, kernel: int = 2, stride: int = 2, padding: int = 0) -
 
 def _max_of_slices(x, kernel, pads):
     x = lax.pad(x, np.array(-np.inf, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
-    # Floored: with a padding, cells past the last window may remain.
-    height, width = x.shape[1] // kernel * kernel, x.shape[2] // kernel * kernel
     largest = None
     for top in range(kernel):
         for left in range(kernel):
-            cell = x[:, top:height:kernel, left:width:kernel]
+            cell = x[:, top::kernel, left::kernel]
             if largest is None:
                 largest = cell
             else:

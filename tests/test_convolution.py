@@ -1,0 +1,112 @@
+"""The patch form of a convolution is the convolution; the machine it is lowered for decides which one runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from fcn_jax.ops.convolution import conv2d
+
+
+def native(x, kernel, stride=1, padding=0, dilation=1):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2, rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+
+def scene(size, kernel, channels=(3, 4)):
+    generator = np.random.default_rng(kernel)
+    x = generator.normal(size=(2, *size, channels[0])).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(generator.normal(size=(kernel, kernel, *channels)).astype(np.float32))
+
+
+CASES = [
+    # size, kernel, stride, padding, dilation
+    ((6, 5), 1, 1, 0, 1),
+    ((6, 5), 3, 1, 1, 1),
+    ((7, 6), 3, 2, 100, 1),
+    ((9, 8), 5, 1, 2, 1),
+    ((9, 8), 5, 2, 2, 1),
+    ((12, 15), 7, 1, 3, 1),
+    ((7, 9), 7, 1, 0, 1),
+    ((2, 1), 7, 1, 3, 1),  # smaller than the kernel
+    ((1, 1), 7, 1, 3, 1),
+    ((20, 17), 7, 3, 0, 1),
+    ((19, 14), 7, 2, 3, 2),
+    ((23, 30), 11, 4, 5, 1),
+    ((14, 13), 5, 1, 0, 3),
+    ((14, 15), 5, 3, 1, 3),
+]
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "padding", "dilation"), CASES)
+def test_equals_the_native_convolution(size, kernel_size, stride, padding, dilation):
+    x, kernel = scene(size, kernel_size)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    wanted = native(x, kernel, **options)
+    expected = [(n + 2 * padding - dilation * (kernel_size - 1) - 1) // stride + 1 for n in size]
+    assert wanted.shape == (2, *expected, 4)
+    np.testing.assert_allclose(conv2d(x, kernel, **options), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "stride", "padding", "dilation"), [CASES[i] for i in (1, 5, 7, 10)])
+def test_gradients_equal_the_native_ones(size, kernel_size, stride, padding, dilation):
+    x, kernel = scene(size, kernel_size)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+
+    def gradients(convolve):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(convolve(x, kernel, **options))), argnums=(0, 1))(x, kernel)
+
+    for found, wanted in zip(gradients(conv2d), gradients(native), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(4, 9), (5, 3)])
+def test_a_map_smaller_than_the_kernel_gives_an_empty_one(size, stride):
+    x, kernel = scene(size, 7)
+    assert conv2d(x, kernel, stride=stride).shape == native(x, kernel, stride=stride).shape
+    assert conv2d(x, kernel, stride=stride).size == 0
+
+
+def test_a_kernel_need_not_be_square():
+    x = jax.random.normal(jax.random.key(0), (1, 9, 8, 2))
+    kernel = jax.random.normal(jax.random.key(1), (7, 3, 2, 2))
+    np.testing.assert_allclose(conv2d(x, kernel, padding=1), native(x, kernel, padding=1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel_size", "on_cpu"), [(3, True), (5, False), (7, False)])
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_the_platform_decides(kernel_size, on_cpu, differentiate):
+    """Only CPUs run patches, and lowering for a TPU from here leaves nothing of them behind."""
+
+    def run(x, kernel):
+        return jnp.sum(conv2d(x, kernel, padding=kernel_size // 2))
+
+    function = jax.jit(jax.grad(run, argnums=(0, 1)) if differentiate else run)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 9, 9, 3), (kernel_size, kernel_size, 3, 4))]
+    traced = function.trace(*shapes)
+    lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
+    assert ("stablehlo.convolution" in lowered["cpu"]) == on_cpu
+    assert "stablehlo.convolution" in lowered["tpu"]
+    assert "stablehlo.dot_general" not in lowered["tpu"]
+    assert "stablehlo.case" not in lowered["tpu"]
+
+
+def test_under_jit_and_vmap():
+    x, kernel = scene((6, 5), 7)
+    kernels = jnp.stack([kernel, -kernel])
+    found = jax.jit(jax.vmap(lambda kernel: conv2d(x, kernel, padding=3)))(kernels)
+    wanted = native(x, kernel, padding=3)
+    np.testing.assert_allclose(found, jnp.stack([wanted, -wanted]), atol=1e-4)
+
+
+def test_precision_is_handed_on():
+    x, kernel = scene((6, 5), 7)
+    text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, padding=3, precision=lax.Precision.HIGHEST))(x))
+    # Once in the product of the patches, once in the native convolution.
+    assert (
+        text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") + text.count("precision=Precision.HIGHEST") == 2
+    )

@@ -1,0 +1,115 @@
+"""Max pooling against Caffe's loops: sizes, values, and where the gradient goes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from fcn_jax.ops.pooling import max_pool, pooled_size
+
+WINDOWS = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 2, 1), (3, 3, 1), (3, 3, 0), (3, 1, 1), (2, 1, 0)]
+SIZES = [(1, 1), (1, 4), (2, 3), (5, 7), (8, 6)]
+
+
+def caffe_size(size: int, kernel: int, stride: int, padding: int) -> int:
+    pooled = int(np.ceil((size + 2 * padding - kernel) / stride)) + 1
+    if padding and (pooled - 1) * stride >= size + padding:
+        pooled -= 1
+    return pooled
+
+
+def caffe_pool(x: np.ndarray, kernel: int, stride: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pools `x [h w]`; the second map counts how often each pixel is the first largest of a window."""
+    height, width = (max(caffe_size(size, kernel, stride, padding), 1) for size in x.shape)
+    out, chosen = np.empty((height, width), x.dtype), np.zeros_like(x)
+    for row in range(height):
+        for column in range(width):
+            top, left = (max(cell * stride - padding, 0) for cell in (row, column))
+            window = x[top : row * stride - padding + kernel, left : column * stride - padding + kernel]
+            first = np.unravel_index(np.argmax(window), window.shape)
+            out[row, column] = window[first]
+            chosen[top + first[0], left + first[1]] += 1
+    return out, chosen
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "wanted"),
+    [
+        (698, 2, 2, 0, 349), (349, 2, 2, 0, 175), (1, 2, 2, 0, 1), (2, 2, 2, 0, 1), (3, 2, 2, 0, 2),
+        (173, 3, 2, 0, 86), (86, 3, 2, 0, 43), (6, 3, 2, 0, 3),
+        (321, 3, 2, 1, 161), (4, 3, 2, 1, 3), (3, 2, 2, 1, 2), (1, 3, 2, 1, 1), (1, 3, 2, 0, 1), (7, 3, 1, 1, 7),
+    ],
+)  # fmt: skip
+def test_sizes_by_hand(size, kernel, stride, padding, wanted):
+    assert pooled_size(size, kernel, stride, padding) == wanted
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_sizes_by_caffes_formula(window):
+    for size in range(1, 100):
+        assert pooled_size(size, *window) == max(caffe_size(size, *window), 1)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("size", SIZES)
+def test_values_and_gradient_with_many_ties(window, size):
+    """Half of the pixels are 0, as after a ReLU, so that most windows tie; the first of equals has the gradient."""
+    generator = np.random.default_rng(sum(size))
+    x = np.maximum(generator.integers(-2, 3, (2, *size, 2)), 0).astype(np.float32)
+    pooled, gradient_of = jax.vjp(lambda x: max_pool(x, *window), jnp.asarray(x))
+    (gradient,) = gradient_of(jnp.ones_like(pooled))
+    for image in range(2):
+        for channel in range(2):
+            wanted, chosen = caffe_pool(x[image, :, :, channel], *window)
+            np.testing.assert_array_equal(pooled[image, :, :, channel], wanted)
+            np.testing.assert_array_equal(gradient[image, :, :, channel], chosen)
+
+
+def windowed(x: jax.Array) -> jax.Array:
+    """The 2×2 pooling as it runs on accelerators."""
+    pads = [(0, size % 2) for size in x.shape[1:3]]
+    window = (1, 2, 2, 1)
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, window, window, ((0, 0), *pads, (0, 0)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (7, 7)])
+def test_slices_equal_the_window_reduction(size, dtype):
+    """What CPUs run against what accelerators run, in value and gradient, with ties."""
+    key, weights_key = jax.random.split(jax.random.key(0))
+    x = jax.random.randint(key, (2, *size, 3), -3, 2).astype(dtype)
+
+    def value_and_gradient(pool):
+        pooled, gradient_of = jax.vjp(pool, x)
+        return pooled, gradient_of(jax.random.normal(weights_key, pooled.shape).astype(dtype))[0]
+
+    for found, wanted in zip(value_and_gradient(max_pool), value_and_gradient(windowed), strict=True):
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found.astype(jnp.float32), wanted.astype(jnp.float32))
+
+
+def test_the_platform_decides():
+    traced = jax.jit(lambda x: max_pool(x)).trace(jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32))
+    assert "reduce_window" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert "reduce_window" in traced.lower(lowering_platforms=("tpu",)).as_text()
+
+
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1)])
+@pytest.mark.parametrize("place", range(4))
+def test_nan_is_passed_on(window, place):
+    """Wherever in its window it lies; a net that has gone bad must be noticed."""
+    x = jnp.zeros((1, 2, 2, 1)).at[0, place // 2, place % 2, 0].set(jnp.nan)
+    assert jnp.isnan(max_pool(x, *window)).any()
+
+
+def test_all_minus_infinity_stays():
+    assert max_pool(jnp.full((1, 3, 3, 1), -jnp.inf))[0, 1, 1, 0] == -jnp.inf
+
+
+def test_under_jit_vmap_and_grad():
+    x = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 2))
+    plain = jnp.stack([max_pool(example) for example in x])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(max_pool))(x), plain)
+    gradient = jax.vmap(jax.grad(lambda x: max_pool(x).sum()))(x)
+    assert gradient.sum() == plain.size
