@@ -1,5 +1,6 @@
 """Scores a run, a released net or a folder of predictions: python evaluate.py --workdir runs/fcn8s --split val."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -10,12 +11,12 @@ from fcn_jax import command_line, predict
 predict.define_flags()
 CONFIG = config_flags.DEFINE_config_file("config", None, "Whose `data` to score on; by default that of the run.")
 SPLIT = flags.DEFINE_string("split", "", "The split to score; data.val_split by default.")
-PREDICTIONS = flags.DEFINE_string("predictions", None, "Score this folder of label PNGs, named by image, instead of a net.")
+PREDICTIONS = flags.DEFINE_string("predictions", None, "Score this folder of label PNGs, not a net.")
 OUTPUT = flags.DEFINE_string("output", None, "Where the results go; <workdir>/evaluation by default.")
 SAVE_PREDICTIONS = flags.DEFINE_bool("save_predictions", False, "Write the predictions as palette PNGs too.")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     from fcn_jax import config as experiment
     from fcn_jax import data, evaluation
     from fcn_jax.errors import ConfigError

@@ -1,5 +1,6 @@
 """Trains an experiment, or goes on with it: python train.py --config configs/fcn8s.py [--workdir runs/fcn8s]."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -13,7 +14,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/<the c
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early steps for TensorBoard.")
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     from fcn_jax import training  # JAX is imported after the flags were found good.
 
     command_line.refuse_arguments(arguments)

@@ -1,11 +1,9 @@
 """What the experiments share, by the data that they are trained on; each config file adds what its net needs."""
 
-from ml_collections import ConfigDict
-
 from fcn_jax import config as experiment
 
 
-def start(model: str, variant: str) -> ConfigDict:
+def start(model: str, variant: str) -> experiment.Config:
     """The experiment of that net on that data. Raises ConfigError for a variant that does not exist."""
     config = experiment.default()
     config.name = model if variant == "shapes" else f"{model}-{variant}"
@@ -14,7 +12,7 @@ def start(model: str, variant: str) -> ConfigDict:
     return config
 
 
-def shapes(config: ConfigDict) -> None:
+def shapes(config: experiment.Config) -> None:
     """The embedded data set, drawn as it is read: minutes on two CPU cores, from random parameters."""
     config.model.width = 0.125
     config.model.fc_width = 128
@@ -26,8 +24,8 @@ def shapes(config: ConfigDict) -> None:
     config.train.update(steps=400, eval_every=200, checkpoint_every=100, log_every=20)
 
 
-def camvid(config: ConfigDict) -> None:
-    """Street scenes, 480×360, from the convolutional layers of ImageNet's VGG-16; fc6 and fc7 are narrow and start anew."""
+def camvid(config: experiment.Config) -> None:
+    """Street scenes, 480×360, from ImageNet's VGG-16 without its classifier: fc6 and fc7 are narrow and start anew."""
     config.model.fc_width = 512
     config.init.weights = "weights/VGG_ILSVRC_16_conv_layers.caffemodel"
     config.init.skip = ("fc*", "score_*")
@@ -38,7 +36,7 @@ def camvid(config: ConfigDict) -> None:
     config.train.update(steps=1500, eval_every=500, checkpoint_every=100, log_every=10)
 
 
-def voc2012(config: ConfigDict) -> None:
+def voc2012(config: experiment.Config) -> None:
     """The recipe of the FCN release: whole images one by one, a summed loss, heavy momentum, SBD's training images."""
     config.model.padding = "caffe"
     config.init.weights = "weights/VGG_ILSVRC_16_layers.caffemodel"
@@ -50,7 +48,7 @@ def voc2012(config: ConfigDict) -> None:
     config.train.update(steps=100_000, eval_every=4000, checkpoint_every=1000, log_every=20)
 
 
-def folder(config: ConfigDict) -> None:
+def folder(config: experiment.Config) -> None:
     """One's own images, masks and class names under `data.root`; nothing but the paths needs to be given."""
     config.model.fc_width = 512
     config.data.update(name="folder", root="data/folder", batch_size=4)

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from fcn_jax.errors import CheckpointError
+from fcn_jax.optim import parameter_names
 from fcn_jax.state import TrainState
 
 _METRIC = "mean_iou"
@@ -40,7 +41,9 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        # Named handlers, because without them metadata can be read only after a save or restore.
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "rest")}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -61,11 +64,8 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of that step, with the shapes, types and placement of `like` (arrays, or their shapes)."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        items = self._restore(
-            step,
-            params=ocp.args.StandardRestore(target.params),
-            rest=ocp.args.StandardRestore({"step": target.step, "opt_state": target.opt_state}),
-        )
+        rest = {"step": target.step, "opt_state": target.opt_state}
+        items = self._restore(step, params=target.params, rest=rest)
         return TrainState(step=items["rest"]["step"], params=items["params"], opt_state=items["rest"]["opt_state"])
 
     def restore_params(self, which: str, like: Any | None = None) -> tuple[int, Any]:
@@ -76,9 +76,9 @@ class Checkpoints:
         step = self._step(which)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if like is None:
-            like = self._manager.item_metadata(step)["params"]
+            like = self._saved_params(step)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-        return step, self._restore(step, params=ocp.args.StandardRestore(target))["params"]
+        return step, self._restore(step, params=target)["params"]
 
     def _step(self, which: str) -> int:
         steps = self._manager.all_steps()
@@ -91,11 +91,45 @@ class Checkpoints:
             return max(steps) if best is None else best
         if which.isdigit() and int(which) in steps:
             return int(which)
-        raise CheckpointError(f"no checkpoint {which!r} in {self.directory}; there are {sorted(steps)}, best and latest")
+        raise CheckpointError(f"no checkpoint {which!r} in {self.directory}: there are {sorted(steps)}, best, latest")
 
-    def _restore(self, step: int, **items) -> Any:
+    def _restore(self, step: int, **targets) -> Any:
+        """The items of a checkpoint, by the shapes they must have."""
+        here, there = _shapes(targets["params"]), _shapes(self._saved_params(step))
+        differences = [
+            f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+            for name in sorted(here.keys() | there.keys())
+            if here.get(name) != there.get(name)
+        ]
+        if differences:
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise CheckpointError(
+                f"{self.directory / str(step)} does not fit the run's config: {', '.join(differences[:3])}{more}"
+            )
+        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            fault = " ".join(str(error).split())
-            raise CheckpointError(f"{self.directory / str(step)} does not fit the run's config: {fault}") from error
+        except (ValueError, KeyError, OSError) as error:
+            raise self._damaged(step, error) from error
+
+    def _saved_params(self, step: int) -> Any:
+        """The saved parameters' shapes and types."""
+        try:
+            saved = self._manager.item_metadata(step)["params"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise self._damaged(step, error) from error
+        if not saved:
+            raise self._damaged(step, "its parameters are missing")
+        return saved
+
+    def _damaged(self, step: int, fault: Any) -> CheckpointError:
+        # TensorStore appends all of its settings to what it says.
+        fault = " ".join(str(fault).split(" [tensorstore_spec")[0].split())[:300]
+        return CheckpointError(
+            f"{self.directory / str(step)} cannot be restored ({fault}): "
+            "remove that folder to go on from the one before"
+        )
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return dict(zip(parameter_names(params), (tuple(x.shape) for x in jax.tree.leaves(params)), strict=True))

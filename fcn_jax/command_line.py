@@ -1,10 +1,13 @@
 """How a command starts and fails: absl flags, and one plain line instead of a traceback for what a user can mend."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from fcn_jax.errors import ConfigError, UserError
@@ -22,11 +25,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
     # JAX tells at this level which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Compiling a step takes from seconds to minutes, for each image size anew; the next start finds it done.
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/fcn_jax/compiled").expanduser()))
     app.run(guarded, flags_parser=_parse)
 
 
 def experiment(flag: Any) -> Any:
-    """The config that a command's config flag names, or None where it is not given. Raises ConfigError if unreadable."""
+    """The config that a command's config flag names, or None where it is not given.
+
+    Raises ConfigError for a file that cannot be read.
+    """
     config = flag.value
     try:
         if config is not None:

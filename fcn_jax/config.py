@@ -4,7 +4,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,9 +24,13 @@ PRECISIONS = ("default", "high", "highest")
 FREE_ON_RESUME = ("train", "parallel", "data.root", "data.cache", "data.threads", "data.voc.sbd_root", "init")
 
 
-def default() -> ConfigDict:
+# ml_collections' annotations give every field every type at once, which tells a reader and a type checker nothing.
+Config: TypeAlias = Any
+
+
+def default() -> Config:
     """Every field there is. A config file starts from this and changes what its experiment needs."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.name = "experiment"  # the default workdir is runs/<name>
     config.seed = 0
 
@@ -59,22 +63,23 @@ def default() -> ConfigDict:
     config.data.val_split = "val"
     config.data.batch_size = 1  # images a step, over all devices and hosts
     config.data.threads = 4
-    config.data.shapes = ConfigDict(dict(height=96, width=96, train_images=2000, val_images=200, seed=0))
-    config.data.folder = ConfigDict(
-        dict(
-            images="images",  # relative to data.root
-            masks="masks",
-            classes="classes.txt",
-            colors="",
-            value_255="",  # masks of {0, 255} alone: is 255 a "class" or "void"?
-            train_list="",
-            val_list="",
-            val_fraction=0.1,
-            split_seed=0,
-        )
+    config.data.shapes = ConfigDict()
+    config.data.shapes.update(height=96, width=96, train_images=2000, val_images=200, seed=0)
+    config.data.folder = ConfigDict()
+    config.data.folder.update(
+        images="images",  # relative to data.root
+        masks="masks",
+        classes="classes.txt",
+        colors="",
+        value_255="",  # masks of {0, 255} alone: is 255 a "class" or "void"?
+        train_list="",
+        val_list="",
+        val_fraction=0.1,
+        split_seed=0,
     )
-    config.data.voc = ConfigDict(dict(sbd_root=""))
-    config.data.augment = ConfigDict(dict(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0))
+    config.data.voc = ConfigDict({"sbd_root": ""})
+    config.data.augment = ConfigDict()
+    config.data.augment.update(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
 
     config.loss = ConfigDict()
     config.loss.normalization = "valid_mean"  # or "sum": over pixels, mean over images (Caffe's normalize: false)
@@ -102,7 +107,7 @@ def default() -> ConfigDict:
     config.train.checkpoint_every = 500
     config.train.pictures = 8  # strips of input, truth and prediction
 
-    config.parallel = ConfigDict(dict(mode="pmap"))
+    config.parallel = ConfigDict({"mode": "pmap"})
     config.deterministic = False  # GPU: operations that give the same bits every time, at some cost
     return config
 
@@ -111,11 +116,12 @@ def choose(argument: str, variants: Iterable[str]) -> str:
     """Checks a config file's `:argument`. Raises ConfigError with what there is."""
     variants = tuple(variants)
     if argument not in variants:
-        raise ConfigError(f"no variant {argument!r}{_did_you_mean(argument, variants)}; there are {', '.join(variants)}")
+        hint = _did_you_mean(argument, variants)
+        raise ConfigError(f"no variant {argument!r}{hint}; there are {', '.join(variants)}")
     return argument
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Raises ConfigError, one plain line, for a value that is none of its field's or for fields that contradict."""
     _check_fields(default().to_dict(), config.to_dict())
     for field, value, choices in (
@@ -159,20 +165,20 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(f"init.skip={config.init.skip} needs init.weights, the file whose layers it names")
     if config.loss.normalization == "sum" and config.optim.name == "sgd" and config.optim.lr > 1e-6:
         raise ConfigError(
-            f"optim.lr={config.optim.lr} with loss.normalization='sum' blows up: the gradient is summed over the pixels "
-            "of an image; use 'valid_mean', or a rate of about 1e-10"
+            f"optim.lr={config.optim.lr} with loss.normalization='sum' blows up: the gradient is summed over "
+            "all pixels of an image; use 'valid_mean', or a rate of about 1e-10"
         )
     if config.optim.schedule == "step" and not config.optim.boundaries:
         raise ConfigError("optim.schedule='step' needs optim.boundaries, the steps at which the rate falls")
     if config.optim.warmup_steps >= config.train.steps:
-        raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} leaves nothing of {config.train.steps} steps")
+        raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} leaves none of {config.train.steps} steps")
     low, high = config.data.augment.scale
     if not 0 < low <= high:
-        raise ConfigError(f"data.augment.scale={tuple(config.data.augment.scale)} must be (low, high) with 0 < low ≤ high")
+        raise ConfigError(f"data.augment.scale={(low, high)} must be (low, high) with 0 < low ≤ high")
     input_spec(config)
 
 
-def input_spec(config: ConfigDict) -> InputSpec:
+def input_spec(config: Config) -> InputSpec:
     """What the experiment's net wants to see."""
     try:
         return InputSpec(config.input.order, tuple(config.input.mean), tuple(config.input.scale))
@@ -180,7 +186,7 @@ def input_spec(config: ConfigDict) -> InputSpec:
         raise ConfigError(f"input: {error}") from None
 
 
-def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
+def make_model(config: Config, num_classes: int) -> nn.Module:
     """The experiment's net, for a data set of that many classes."""
     fields = config.model
     return models.create(
@@ -196,12 +202,12 @@ def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
     )
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The config with every field resolved."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def load(path: Path) -> ConfigDict:
+def load(path: Path) -> Config:
     """Reads back what `to_json` wrote. Raises CheckpointError when there is none."""
     try:
         saved = json.loads(path.read_text())
@@ -212,7 +218,7 @@ def load(path: Path) -> ConfigDict:
     return ConfigDict(_tuples(saved))
 
 
-def check_resume(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
+def check_resume(config: Config, saved: Config, workdir: Path) -> None:
     """Raises ConfigError with every difference that would make the resumed run another one."""
     new, old = _flat(config.to_dict()), _flat(saved.to_dict())
     differences = [
@@ -223,7 +229,8 @@ def check_resume(config: ConfigDict, saved: ConfigDict, workdir: Path) -> None:
     ]
     if differences:
         raise ConfigError(
-            f"{workdir} holds a run with another config ({'; '.join(differences)}): choose another --workdir, or undo these"
+            f"{workdir} holds a run with another config ({'; '.join(differences)}): choose another --workdir, "
+            "or undo these"
         )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -48,8 +48,9 @@ class Evaluation:
         if share < 0.99:
             return None
         return (
-            f"warning: {100 * share:.1f} % of the predictions are {name!r}. At the start that is usual; later look at the "
-            "learning rate, at the start from weights (a net from scratch needs far longer), and at the masks' values"
+            f"warning: {100 * share:.1f} % of the predictions are {name!r}. At the start that is usual; later look "
+            "at the learning rate, at the masks' values, and whether the net started from weights: from scratch it "
+            "needs far longer"
         )
 
     def table(self) -> str:
@@ -74,14 +75,22 @@ def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
     """Gives the jitted `predict(params, image f32 [b h w 3]) -> label u8 [b h w]`."""
 
     def predict(params: Any, image: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, image, train=False)
+        logits = cast(jax.Array, model.apply({"params": params}, image, train=False))
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
     return jax.jit(predict)
 
 
 def evaluate_net(
-    eval_step: Callable, params: Any, source: Any, spec: InputSpec, mesh: Mesh, mode: str, batch_size: int, threads: int
+    eval_step: Callable,
+    params: Any,
+    source: Any,
+    spec: InputSpec,
+    mesh: Mesh,
+    mode: str,
+    *,
+    batch_size: int,
+    threads: int,
 ) -> Evaluation:
     """Scores a net on every image of the source. `eval_step` is `steps.make_eval_step`'s, wrapped for `mesh`."""
     result = _nothing_yet(source)
@@ -113,8 +122,9 @@ def evaluate_files(source: Any, folder: Path) -> Evaluation:
         path = folder / f"{example['id']}.png"
         prediction = images.read_mask(path)
         if prediction.shape != example["label"].shape:
+            sizes = [" × ".join(map(str, array.shape)) for array in (prediction, example["label"])]
             raise DataError(
-                f"{path} is {' × '.join(map(str, prediction.shape))}, its label {' × '.join(map(str, example['label'].shape))}: "
+                f"{path} is {sizes[0]}, its label {sizes[1]}: "
                 "predictions are label maps (indexed or grey PNG) of the image's size"
             )
         if prediction.max() >= source.info.num_classes:

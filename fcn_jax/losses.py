@@ -21,7 +21,7 @@ def cross_entropy(
     is not. Source: Caffe's softmax_loss_layer.cpp.
     """
     num_classes = logits.shape[-1]
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
     valid = is_class(labels, num_classes)
     # A comparison in place of a gather: its gradient is no scatter, and −1 or 255 select nothing.
     is_label = jax.nn.one_hot(labels.astype(jnp.int32), num_classes, dtype=bool)

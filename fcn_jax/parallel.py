@@ -19,7 +19,7 @@ MODES = ("pmap", "mesh")
 _AXIS = "data"
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """The devices (all local ones by default) in a row, under the axis name `data`."""
     # Auto axes: under the Explicit ones that jax.make_mesh defaults to, Linen's modules fail.
     return Mesh(np.array(jax.local_devices() if devices is None else devices), (_AXIS,), axis_types=(AxisType.Auto,))
@@ -38,7 +38,7 @@ def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable
 
 
 def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
-    """`step(state, batch)` compiled for the whole batch, which is sharded over the mesh; state and results replicated."""
+    """`step(state, batch)` compiled for the whole batch, sharded over the mesh; state and results are replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         step,

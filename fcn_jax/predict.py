@@ -36,7 +36,9 @@ class Predictor:
 
     @classmethod
     def from_workdir(cls, workdir: str | Path, checkpoint: str = "best") -> "Predictor":
-        """The net of a run, rebuilt from its workdir alone. `checkpoint` is `best` (by val mean IU), `latest` or a step.
+        """The net of a run, rebuilt from its workdir alone.
+
+        `checkpoint` is `best` (by val mean IU, else the latest), `latest` or a step.
 
         Raises CheckpointError where there is no run, or no such checkpoint.
         """
@@ -67,7 +69,7 @@ class Predictor:
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
-    """The images that files, folders and globs name, in order. Raises DataError for one that names none, or two alike."""
+    """The images that files, folders and globs name, in order. DataError where one names none, or two would clash."""
     paths: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
@@ -140,12 +142,12 @@ def from_flags(workdir: str | None, checkpoint: str, weight_file: str | None, re
 def define_flags() -> None:
     """The flags by which `predict` and `evaluate` are told which net to run."""
     flags.DEFINE_string("workdir", None, "The run whose net it is.")
-    flags.DEFINE_string("checkpoint", "best", "Which of the run's checkpoints: best (by val mean IU), latest, or a step.")
+    flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best (by val mean IU), latest, or a step.")
     flags.DEFINE_string("weights", None, "A released weight file, instead of a run.")
     flags.DEFINE_string("model", None, "What that file is, for example voc-fcn8s.")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """The command."""
     values = flags.FLAGS
     if not arguments:

@@ -5,11 +5,12 @@ here. Under pmap `axis_name` names the axis over which sums are completed; every
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -50,7 +51,7 @@ def make_train_step(
         logits = model.apply(
             {"params": params}, batch["image"], train=True, example_index=batch["index"], rngs={"dropout": key}
         )
-        return losses.cross_entropy(logits, batch["label"])
+        return losses.cross_entropy(cast(jax.Array, logits), batch["label"])
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -91,7 +92,7 @@ def make_eval_step(model: nn.Module) -> Callable[..., jax.Array]:
     """Gives `eval_step(params, batch, axis_name=None) -> confusion matrix i32 [c c]` of the whole batch."""
 
     def eval_step(params: Any, batch: Batch, axis_name: str | None = None) -> jax.Array:
-        logits = model.apply({"params": params}, batch["image"], train=False)
+        logits = cast(jax.Array, model.apply({"params": params}, batch["image"], train=False))
         matrix = metrics.confusion(batch["label"], jnp.argmax(logits, axis=-1), logits.shape[-1])
         return matrix if axis_name is None else lax.psum(matrix, axis_name)
 
@@ -100,5 +101,10 @@ def make_eval_step(model: nn.Module) -> Callable[..., jax.Array]:
 
 def first_nonfinite(tree: Any) -> str | None:
     """The name of the first parameter that holds a NaN or an infinity, in the order of their names; else None."""
-    sound = jax.jit(lambda tree: jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))(tree)
+    sound = np.asarray(_finite_leaves(tree))
     return next((name for name, ok in zip(optim.parameter_names(tree), sound, strict=True) if not ok), None)
+
+
+@jax.jit
+def _finite_leaves(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])

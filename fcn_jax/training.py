@@ -5,32 +5,27 @@ and TensorBoard's events; `pictures/`. The same call goes on where it stopped: d
 functions of (seed, step), so that a resumed run computes what an uninterrupted one does, bit for bit.
 """
 
-import collections
 import dataclasses
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
 
 from fcn_jax import config as experiment
 from fcn_jax import data, evaluation, optim, parallel, report, state, steps, visualize, weights
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
-from fcn_jax.errors import CheckpointError, NonFiniteError
+from fcn_jax.errors import CheckpointError
 from fcn_jax.labels import DatasetInfo
+from fcn_jax.predict import Predictor
+from fcn_jax.progress import Progress
 
-# Reports are read this many steps late, so that the device never waits for the host.
-_STEPS_AHEAD = 2
 
-
-def train(config: ConfigDict, workdir: Path, profile: bool = False) -> state.TrainState:
+def train(config: experiment.Config, workdir: Path, profile: bool = False) -> state.TrainState:
     """Trains the experiment of `config` in `workdir`, to its last step, and gives the final state.
 
     With `profile` a trace of a few early steps is written for TensorBoard. Raises UserErrors for what cannot work,
@@ -89,7 +84,8 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> state.Tra
             start_step=start,
             threads=config.data.threads,
         )
-        progress = _Progress(config, start, report.Reporter(workdir, start, active=jax.process_index() == 0), abstract, schedule)
+        reporter = report.Reporter(workdir, start, active=jax.process_index() == 0)
+        progress = Progress(config, reporter, optim.parameter_names(abstract), schedule)
         for step in range(start + 1, config.train.steps + 1):
             if profile and step == start + 3:
                 jax.profiler.start_trace(str(workdir))
@@ -109,7 +105,14 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> state.Tra
             if report.due(step, config.train.eval_every, last):
                 with progress.paused(current):
                     result = evaluation.evaluate_net(
-                        eval_step, current.params, val_source, spec, mesh, mode, config.data.batch_size, config.data.threads
+                        eval_step,
+                        current.params,
+                        val_source,
+                        spec,
+                        mesh,
+                        mode,
+                        batch_size=config.data.batch_size,
+                        threads=config.data.threads,
                     )
                     mean_iou = result.scores.mean_iou
                     progress.write_scores(step, result)
@@ -117,13 +120,13 @@ def train(config: ConfigDict, workdir: Path, profile: bool = False) -> state.Tra
                 with progress.paused(current):
                     progress.check_parameters(step, current)
                     checkpoints.save(step, current, mean_iou)
-        _write_pictures(config, workdir, model, current.params, val_source, progress.reporter)
-        progress.reporter.close()
+        _write_pictures(config, workdir, model, current.params, val_source, reporter)
+        reporter.close()
     print(f"finished: {workdir}")
     return current
 
 
-def initial_params(config: ConfigDict, model: nn.Module) -> Any:
+def initial_params(config: experiment.Config, model: nn.Module) -> Any:
     """Parameters before the first step: drawn from the seed, then taken from `init.workdir` or `init.weights`."""
     params = state.init_params(model, config.seed)
     for layer in ("fc6", "fc7"):
@@ -158,12 +161,13 @@ def _from_run(workdir: Path, params: Any) -> tuple[Any, str]:
         raise CheckpointError(f"init.workdir={workdir} has other layers ({', '.join(unused)}): it is another net")
     merged = {layer: source[layer] if layer in source else params[layer] for layer in params}
     anew = [layer for layer in params if layer not in source]
-    taken, total = (sum(x.size for x in jax.tree.leaves(tree)) for tree in ([source[layer] for layer in shared], params))
+    taken = sum(x.size for layer in shared for x in jax.tree.leaves(source[layer]))
+    total = sum(x.size for x in jax.tree.leaves(params))
     line = f"{taken:,} of {total:,} parameters from step {step} of {workdir}"
     return merged, line + (f"; {', '.join(anew)} start anew" if anew else "")
 
 
-def _claim(workdir: Path, config: ConfigDict, info: DatasetInfo) -> None:
+def _claim(workdir: Path, config: experiment.Config, info: DatasetInfo) -> None:
     """Writes what the run is into its directory, or checks that it is the same run."""
     path = workdir / "config.json"
     if path.exists():
@@ -205,120 +209,10 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
 def _write_pictures(config, workdir, model, params, source, reporter) -> None:
     if not config.train.pictures:
         return
-    predict_labels, spec = evaluation.predicted_labels(model), experiment.input_spec(config)
-    folder = workdir / "pictures"
-    folder.mkdir(exist_ok=True)
     params = jax.device_put(params, jax.local_devices()[0])
-
-    def predict(image: np.ndarray) -> np.ndarray:
-        return np.asarray(predict_labels(params, spec(image)[None])[0])
-
-    for name, picture in evaluation.pictures(source, predict, config.train.pictures):
+    predictor = Predictor(model, params, experiment.input_spec(config), source.info, str(workdir))
+    folder = workdir / "pictures"
+    for name, picture in evaluation.pictures(source, predictor, config.train.pictures):
         visualize.write_png(folder / f"{name}.png", picture)
         reporter.image(config.train.steps, f"val/{name}", picture)
     print(f"pictures in {folder}")
-
-
-class _Progress:
-    """Times, counts and checks the steps, and says how the run goes."""
-
-    def __init__(self, config: ConfigDict, start: int, reporter: report.Reporter, abstract: Any, schedule: Any):
-        self.reporter = reporter
-        self._config, self._schedule = config, schedule
-        self._names = optim.parameter_names(abstract)
-        self._pending = collections.deque()
-        self._loss_sum = self._pixels = 0.0
-        self._waited = self._idle = 0.0
-        self._steps = 0
-        self._begun = time.perf_counter()
-        self._first = True
-
-    def waiting(self):
-        """A context whose time counts as waiting for data."""
-        return _Stopwatch(lambda seconds: setattr(self, "_waited", self._waited + seconds))
-
-    def paused(self, current: state.TrainState):
-        """A context whose time counts neither as training nor as waiting; all reports are read before it."""
-        while self._pending:
-            self._read(current)
-        jax.block_until_ready(current)
-        return _Stopwatch(lambda seconds: setattr(self, "_idle", self._idle + seconds))
-
-    def add(self, step: int, step_report: dict[str, jax.Array], current: state.TrainState) -> None:
-        """Takes a step's report; reads those a few steps old, and writes a line when one is due."""
-        self._pending.append((step, step_report))
-        last = self._config.train.steps
-        due = report.due(step, self._config.train.log_every, last)
-        while len(self._pending) > (0 if due else _STEPS_AHEAD):
-            self._read(current)
-        self._steps += 1
-        if due:
-            self._write_line(step)
-
-    def write_scores(self, step: int, result: evaluation.Evaluation) -> None:
-        """Writes an evaluation's scores, and a line of them."""
-        scores = result.scores
-        self.reporter.scalars(step, report.score_entries(scores, result.info.class_names))
-        print(
-            f"val: mean IU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy "
-            f"{scores.mean_accuracy:.4f}, f.w. IU {scores.frequency_weighted_iou:.4f} ({result.counted_line()})"
-        )
-        if warning := result.one_sided():
-            print(warning)
-
-    def check_parameters(self, step: int, current: state.TrainState) -> None:
-        """Raises NonFiniteError rather than let a state be saved that holds a NaN or an infinity."""
-        if name := steps.first_nonfinite(current.params):
-            raise NonFiniteError(f"step {step}: parameter {name} is not finite; nothing of this step was saved")
-
-    def _read(self, current: state.TrainState) -> None:
-        step, values = self._pending.popleft()
-        loss_sum, pixels = float(values["loss_sum"]), int(values["pixels"])
-        norms = np.asarray(values["gradient_norms"])
-        if not np.isfinite(loss_sum) or not np.isfinite(norms).all():
-            self._raise_nonfinite(step, loss_sum / max(pixels, 1), norms, current)
-        self._loss_sum += loss_sum
-        self._pixels += pixels
-
-    def _raise_nonfinite(self, step: int, loss: float, norms: np.ndarray, current: state.TrainState) -> None:
-        # Steps that meet a non-finite value leave the parameters alone, so these are the ones that led to it.
-        if name := steps.first_nonfinite(current.params):
-            culprit = f"parameter {name}"
-        else:
-            bad = [name for name, norm in zip(self._names, norms, strict=True) if not np.isfinite(norm)]
-            culprit = f"gradient of {bad[0]} ({len(bad)} of {len(norms)} gradients)" if bad else "loss alone"
-        raise NonFiniteError(
-            f"step {step}: the loss is {loss}; first non-finite: {culprit}. Nothing of this step was saved; a lower "
-            "optim.lr, optim.warmup_steps or optim.clip_norm may help, then run the command again in a new workdir"
-        )
-
-    def _write_line(self, step: int) -> None:
-        now = time.perf_counter()
-        elapsed = max(now - self._begun - self._idle, 1e-9)
-        rate = self._steps * self._config.data.batch_size / elapsed
-        loss = self._loss_sum / max(self._pixels, 1)
-        remaining = (self._config.train.steps - step) * elapsed / self._steps
-        entries = {
-            "train/loss": loss,
-            "train/images_per_second": rate,
-            "train/learning_rate": float(self._schedule(step - 1)),
-            "train/data_wait": self._waited / elapsed,
-        }
-        self.reporter.scalars(step, entries)
-        total = self._config.train.steps
-        print(report.progress_line(step, total, loss, rate, remaining, self._waited / elapsed), flush=True)
-        self._loss_sum = self._pixels = self._waited = self._idle = 0.0
-        self._steps, self._begun = 0, now
-
-
-class _Stopwatch:
-    """A context manager that hands the seconds spent in it to `add`."""
-
-    def __init__(self, add):
-        self._add = add
-
-    def __enter__(self):
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *exception):
-        self._add(time.perf_counter() - self._begun)

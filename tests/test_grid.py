@@ -31,11 +31,13 @@ def alexnet() -> Grid:
 
 
 def offsets(grids: dict[str, Grid], stride: int) -> list[int]:
-    """Each skip's crop to the up-sampled scores, and the image's, as the release's prototxt writes them."""
+    """Each skip's offset from the up-sampled scores, and the image's, as the release's prototxt writes them."""
     scores, found = grids["fc6"], []
     for skip in ("pool4", "pool3")[: {32: 0, 16: 1, 8: 2}[stride]]:
         scores = scores.transposed_conv(4, 2)
-        found.append(grids[skip].offset_of(scores))
+        offset = grids[skip].offset_of(scores)
+        found.append(offset)
+        scores = scores.crop(max(-offset, 0))  # where they start first they are cropped to the skip
     return [*found, scores.transposed_conv(2 * stride, stride).offset_of(IMAGE)]
 
 

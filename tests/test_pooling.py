@@ -9,7 +9,7 @@ from jax import lax
 from fcn_jax.ops.pooling import max_pool, pooled_size
 
 WINDOWS = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 2, 1), (3, 3, 1), (3, 3, 0), (3, 1, 1), (2, 1, 0)]
-SIZES = [(1, 1), (1, 4), (2, 3), (5, 7), (8, 6)]
+SIZES = [(1, 4), (5, 7), (8, 6)]
 
 
 def caffe_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -57,8 +57,8 @@ def test_values_and_gradient_with_many_ties(window, size):
     """Half of the pixels are 0, as after a ReLU, so that most windows tie; the first of equals has the gradient."""
     generator = np.random.default_rng(sum(size))
     x = np.maximum(generator.integers(-2, 3, (2, *size, 2)), 0).astype(np.float32)
-    pooled, gradient_of = jax.vjp(lambda x: max_pool(x, *window), jnp.asarray(x))
-    (gradient,) = gradient_of(jnp.ones_like(pooled))
+    summed = jax.value_and_grad(lambda x: (jnp.sum(pooled := max_pool(x, *window)), pooled), has_aux=True)
+    (_, pooled), gradient = jax.jit(summed)(x)
     for image in range(2):
         for channel in range(2):
             wanted, chosen = caffe_pool(x[image, :, :, channel], *window)
@@ -80,11 +80,15 @@ def test_slices_equal_the_window_reduction(size, dtype):
     key, weights_key = jax.random.split(jax.random.key(0))
     x = jax.random.randint(key, (2, *size, 3), -3, 2).astype(dtype)
 
-    def value_and_gradient(pool):
-        pooled, gradient_of = jax.vjp(pool, x)
-        return pooled, gradient_of(jax.random.normal(weights_key, pooled.shape).astype(dtype))[0]
+    @jax.jit
+    def values_and_gradients(x):
+        results = []
+        for pool in (max_pool, windowed):
+            pooled, gradient_of = jax.vjp(pool, x)
+            results.append((pooled, *gradient_of(jax.random.normal(weights_key, pooled.shape).astype(dtype))))
+        return results
 
-    for found, wanted in zip(value_and_gradient(max_pool), value_and_gradient(windowed), strict=True):
+    for found, wanted in zip(*values_and_gradients(x), strict=True):
         assert found.dtype == dtype
         np.testing.assert_array_equal(found.astype(jnp.float32), wanted.astype(jnp.float32))
 
@@ -111,5 +115,5 @@ def test_under_jit_vmap_and_grad():
     x = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 2))
     plain = jnp.stack([max_pool(example) for example in x])
     np.testing.assert_array_equal(jax.jit(jax.vmap(max_pool))(x), plain)
-    gradient = jax.vmap(jax.grad(lambda x: max_pool(x).sum()))(x)
+    gradient = jax.jit(jax.vmap(jax.grad(lambda x: max_pool(x).sum())))(x)
     assert gradient.sum() == plain.size

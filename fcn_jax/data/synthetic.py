@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from fcn_jax.errors import ConfigError
-from fcn_jax.labels import DatasetInfo
+from fcn_jax.labels import IGNORE, DatasetInfo
 
 INFO = DatasetInfo(
     name="shapes",
@@ -35,16 +35,18 @@ INFO = DatasetInfo(
 # The splits of a seed are separate streams of random numbers, and so are the seeds.
 STREAMS = {"train": 0, "val": 1}
 
-PIXELS_PER_THING = 1500  # of the image, for each thing that is tried
+PIXELS_PER_THING = 2200  # of the image, for each thing that is tried
 PIXELS_PER_SPECK = 450  # likewise for clutter
-FULL_SIZE = 96  # an image with a shorter side shrinks the things in it
+FULL_SIZE = 112  # an image with a shorter side shrinks the things in it
 VISIBLE_SHARE = 0.8  # of every thing, whatever is laid over it
-CONTRAST = 60.0  # grey levels between a thing and whatever it may touch
-TONES = (30.0, 225.0)  # grey levels that things can have
+TONES = (80.0, 225.0)  # grey levels of ground and things
+CONTRAST = 40.0  # grey levels between a thing and whatever it may touch
+RIM = 1.5  # pixels of ink along the inside of every outline
+INK = np.array([24, 22, 30], np.float32)[:, None, None]
 SUBPIXELS = 4  # outlines are filled on a grid this much finer
 
 Polygon = np.ndarray  # f[points, (x, y)], pixels, around the thing's centre
-Place = tuple[slice, slice]  # rows and columns of the image
+Window = tuple[slice, slice]  # rows and columns
 Part = tuple[Polygon, int]  # 255: belongs to the thing; 0: a hole in the parts before it
 
 
@@ -84,21 +86,25 @@ def open_split(fields, split: str) -> Shapes:
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Things of random kinds, laid one over the other: image u8[h w 3] RGB and label u8[h w]."""
+    """Things of random kinds, laid one over the other: image u8[h w 3] RGB and label u8[h w].
+
+    A pixel that a thing covers in part belongs to nobody: like the contours of PASCAL VOC it is void.
+    """
     count = max(1, round(height * width / PIXELS_PER_THING))
     kinds = rng.integers(1, INFO.num_classes, count).tolist()
     hues, swings = draw_colours(rng, count + 1)  # entry 0 is the ground's
     tones = [rng.uniform(*TONES)]  # grey level of thing i
     canvas = scatter_specks(rng, texture(rng, height, width) * swings[0] + (hues[0] + tones[0]), tones[0])
     label = np.zeros((height, width), np.uint8)
-    owner = np.zeros((height, width), np.uint8)  # which thing a pixel belongs to, modulo 256
+    owner = np.zeros((height, width), np.uint16)  # which thing a pixel belongs to
     spare = np.array([np.inf])  # how many pixels of thing i may still be covered
     scale = min(1.0, min(height, width) / FULL_SIZE)
     for kind, hue, swing in zip(kinds, hues[1:], swings[1:], strict=True):
-        coverage = fill(OUTLINES[kind](rng), scale, rng.uniform(0, 2 * math.pi))
+        thing, filling = fill(OUTLINES[kind - 1](rng), scale, rng.uniform(0, 2 * math.pi))
         for _ in range(6):  # places to try before the thing is left out
-            place, weight = lay(rng, coverage, height, width)
-            solid = weight >= 0.5
+            place, inside = lay(rng, thing.shape, height, width)
+            cover = thing[inside]
+            solid = cover >= 0.5
             covered = np.bincount(owner[place][solid], minlength=len(tones))
             if (covered <= spare).all():
                 break
@@ -106,8 +112,10 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
             continue
         tone = contrasting_tone(rng, np.take(tones, np.unique(owner[place])))
         under = canvas[:, *place]
-        under += weight * (texture(rng, *weight.shape) * swing + (hue + tone - under))
-        label[place][solid] = kind
+        under += cover * (INK - under)
+        under += filling[inside] * (texture(rng, *cover.shape) * swing + (hue + tone - under))
+        label[place][cover > 0] = IGNORE
+        label[place][cover == 1] = kind
         owner[place][solid] = len(tones)
         spare = np.append(spare - covered, (1 - VISIBLE_SHARE) * np.count_nonzero(solid))
         tones.append(tone)
@@ -115,8 +123,8 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     return interleave(canvas), label
 
 
-def fill(parts: list[Part], scale: float, angle: float) -> np.ndarray:
-    """The share of each pixel that the turned outline covers, f32[h w] in [0, 1], with a rim of empty pixels."""
+def fill(parts: list[Part], scale: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """The share of each pixel that the turned outline covers, f32[h w] in [0, 1]; the same without its rim of ink."""
     turn = scale * np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     turned = [(polygon @ turn, value) for polygon, value in parts]
     points = np.concatenate([polygon for polygon, _ in turned])
@@ -127,19 +135,21 @@ def fill(parts: list[Part], scale: float, angle: float) -> np.ndarray:
         # OpenCV puts integers at pixel centres, and eight fractional bits behind them.
         corners = np.round(((polygon - low) * SUBPIXELS - 0.5) * 256).astype(np.int32)
         cv2.fillPoly(fine, [corners], value, shift=8)
-    return cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) * np.float32(1 / 255)
+    within = np.uint8(255) * (cv2.distanceTransform(fine, cv2.DIST_L2, 3) > RIM * scale * SUBPIXELS)
+    thing, filling = (cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA) for mask in (fine, within))
+    return thing.astype(np.float32) / 255, filling.astype(np.float32) / 255
 
 
-def lay(rng: np.random.Generator, coverage: np.ndarray, height: int, width: int) -> tuple[Place, np.ndarray]:
-    """A random place for a thing, a little over the edge at most, and the part of its coverage that is in the image."""
+def lay(rng: np.random.Generator, extents: tuple[int, ...], height: int, width: int) -> tuple[Window, Window]:
+    """A random place for a thing, a little over the edge at most, and the part of the thing that is in the image."""
     place, inside = [], []
-    for extent, room in zip(coverage.shape, (height, width), strict=True):
+    for extent, room in zip(extents, (height, width), strict=True):
         overhang = extent // 10
         low, high = sorted((-overhang, room - extent + overhang))
         start = int(rng.integers(low, high + 1))
         place.append(slice(max(start, 0), min(start + extent, room)))
         inside.append(slice(max(-start, 0), min(room - start, extent)))
-    return tuple(place), coverage[tuple(inside)]
+    return tuple(place), tuple(inside)
 
 
 def contrasting_tone(rng: np.random.Generator, neighbours: np.ndarray) -> float:
@@ -248,7 +258,7 @@ MOTTLES = noise_tile(2, 256, 2.5) / 2
 TEXTURES = (plain, stripes, checks, mottles, gradient)
 
 
-# Outlines, by class. Limbs are 7 to 10 pixels thick.
+# Outlines, by class, pixels. Limbs are 10 to 14 pixels thick.
 
 CIRCLE = np.stack([f(np.arange(40) * (2 * math.pi / 40)) for f in (np.cos, np.sin)], axis=1)
 TRIANGLE = np.array([(math.cos(angle), math.sin(angle)) for angle in np.arange(3) * (2 * math.pi / 3)])
@@ -262,35 +272,35 @@ def bar(length: float, thickness: float, start: float | None = None) -> Polygon:
 
 
 def disc(rng: np.random.Generator) -> list[Part]:
-    return [(CIRCLE * rng.uniform(8, 14), 255)]
+    return [(CIRCLE * rng.uniform(10, 19), 255)]
 
 
 def lollipop(rng: np.random.Generator) -> list[Part]:
-    radius = rng.uniform(8, 13)
-    return [(CIRCLE * radius, 255), (bar(radius + rng.uniform(18, 28), rng.uniform(7, 9), start=0), 255)]
+    radius = rng.uniform(11, 18)
+    return [(CIRCLE * radius, 255), (bar(radius + rng.uniform(24, 38), rng.uniform(10, 13), start=0), 255)]
 
 
 def ring(rng: np.random.Generator) -> list[Part]:
-    hole = rng.uniform(6, 10)
-    return [(CIRCLE * (hole + rng.uniform(7, 9)), 255), (CIRCLE * hole, 0)]
+    hole = rng.uniform(8, 14)
+    return [(CIRCLE * (hole + rng.uniform(10, 13)), 255), (CIRCLE * hole, 0)]
 
 
 def square(rng: np.random.Generator) -> list[Part]:
-    side = rng.uniform(16, 28)
+    side = rng.uniform(22, 38)
     return [(bar(side, side), 255)]
 
 
 def triangle(rng: np.random.Generator) -> list[Part]:
-    return [(TRIANGLE * rng.uniform(13, 20), 255)]
+    return [(TRIANGLE * rng.uniform(18, 28), 255)]
 
 
 def cross(rng: np.random.Generator) -> list[Part]:
-    length, thickness = rng.uniform(28, 40), rng.uniform(8, 10)
+    length, thickness = rng.uniform(40, 56), rng.uniform(11, 14)
     return [(bar(length, thickness), 255), (bar(thickness, length), 255)]
 
 
 def stick(rng: np.random.Generator) -> list[Part]:
-    return [(bar(rng.uniform(34, 54), rng.uniform(7, 10)), 255)]
+    return [(bar(rng.uniform(46, 74), rng.uniform(10, 14)), 255)]
 
 
-OUTLINES = (None, disc, lollipop, ring, square, triangle, cross, stick)
+OUTLINES = (disc, lollipop, ring, square, triangle, cross, stick)

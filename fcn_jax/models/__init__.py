@@ -1,6 +1,7 @@
 """The networks, one paper a page; `create` makes them by name."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 from flax.core import freeze
@@ -21,5 +22,7 @@ def create(name: str, num_classes: int, **args) -> nn.Module:
     if name not in MODELS:
         raise ConfigError(f"no model named {name!r}; there are {', '.join(MODELS)}")
     # A net must be hashable, to be a static argument; plain dicts are not.
-    hashable = {field: freeze(value) if isinstance(value, dict) else value for field, value in args.items()}
+    hashable: dict[str, Any] = {
+        field: freeze(value) if isinstance(value, dict) else value for field, value in args.items()
+    }
     return MODELS[name](num_classes, **hashable)

@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fcn_jax.models import vgg
 from fcn_jax.models.layers import Conv, Dropout, Upsample
@@ -113,7 +114,7 @@ class FCN(nn.Module):
             up = self._upsample(name, 2 * self.stride, self.stride)
             grid = up.grid(grid)
             offset = grid.offset_of(IMAGE)
-            blobs["score"] = up(x, offset=offset, size=image.shape[1:3]), grid.crop(offset)
+            blobs["score"] = up(x, offset=offset, size=(image.shape[1], image.shape[2])), grid.crop(offset)
         return blobs
 
     def grids(self) -> dict[str, Grid]:
@@ -134,7 +135,7 @@ class FCN(nn.Module):
     def _score(self, name: str, x: jax.Array) -> jax.Array:
         zeros = nn.initializers.zeros_init()
         x = Conv(self.num_classes, 1, kernel_init=zeros, dtype=self.dtype, precision=self.precision, name=name)(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return x.astype(np.promote_types(x.dtype, np.float32))
 
     def _upsample(self, name: str, kernel_size: int, stride: int) -> Upsample:
         form = self.upsampling if isinstance(self.upsampling, str) else self.upsampling.get(name, "fixed")

@@ -1,0 +1,120 @@
+"""How a run goes: its steps timed, counted and checked, and told in one line."""
+
+import collections
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import optax
+
+from fcn_jax import config as experiment
+from fcn_jax import evaluation, report, state, steps
+from fcn_jax.errors import NonFiniteError
+
+# Reports are read this many steps late, so that the device never waits for the host.
+_STEPS_AHEAD = 2
+
+
+class Progress:
+    """Times, counts and checks the steps, and says how the run goes."""
+
+    def __init__(
+        self, config: experiment.Config, reporter: report.Reporter, names: Sequence[str], schedule: optax.Schedule
+    ):
+        self._config, self._reporter, self._names, self._schedule = config, reporter, names, schedule
+        self._pending = collections.deque()
+        self._loss_sum = self._pixels = 0.0
+        self._waited = self._idle = 0.0
+        self._steps = 0
+        self._begun = time.perf_counter()
+
+    def waiting(self):
+        """A context whose time counts as waiting for data."""
+        return _Stopwatch(lambda seconds: setattr(self, "_waited", self._waited + seconds))
+
+    def paused(self, current: state.TrainState):
+        """A context whose time counts neither as training nor as waiting; all reports are read before it."""
+        while self._pending:
+            self._read(current)
+        jax.block_until_ready(current)
+        return _Stopwatch(lambda seconds: setattr(self, "_idle", self._idle + seconds))
+
+    def add(self, step: int, step_report: dict[str, jax.Array], current: state.TrainState) -> None:
+        """Takes a step's report; reads those a few steps old, and writes a line when one is due."""
+        self._pending.append((step, step_report))
+        last = self._config.train.steps
+        due = report.due(step, self._config.train.log_every, last)
+        while len(self._pending) > (0 if due else _STEPS_AHEAD):
+            self._read(current)
+        self._steps += 1
+        if due:
+            self._write_line(step)
+
+    def write_scores(self, step: int, result: evaluation.Evaluation) -> None:
+        """Writes an evaluation's scores, and a line of them."""
+        scores = result.scores
+        self._reporter.scalars(step, report.score_entries(scores, result.info.class_names))
+        print(
+            f"val: mean IU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy "
+            f"{scores.mean_accuracy:.4f}, f.w. IU {scores.frequency_weighted_iou:.4f} ({result.counted_line()})"
+        )
+        if warning := result.one_sided():
+            print(warning)
+
+    def check_parameters(self, step: int, current: state.TrainState) -> None:
+        """Raises NonFiniteError rather than let a state be saved that holds a NaN or an infinity."""
+        if name := steps.first_nonfinite(current.params):
+            raise NonFiniteError(f"step {step}: parameter {name} is not finite; nothing of this step was saved")
+
+    def _read(self, current: state.TrainState) -> None:
+        step, values = self._pending.popleft()
+        loss_sum, pixels = float(values["loss_sum"]), int(values["pixels"])
+        norms = np.asarray(values["gradient_norms"])
+        if not np.isfinite(loss_sum) or not np.isfinite(norms).all():
+            self._raise_nonfinite(step, loss_sum / max(pixels, 1), norms, current)
+        self._loss_sum += loss_sum
+        self._pixels += pixels
+
+    def _raise_nonfinite(self, step: int, loss: float, norms: np.ndarray, current: state.TrainState) -> None:
+        # Steps that meet a non-finite value leave the parameters alone, so these are the ones that led to it.
+        if name := steps.first_nonfinite(current.params):
+            culprit = f"parameter {name}"
+        else:
+            bad = [name for name, norm in zip(self._names, norms, strict=True) if not np.isfinite(norm)]
+            culprit = f"gradient of {bad[0]} ({len(bad)} of {len(norms)} gradients)" if bad else "loss alone"
+        raise NonFiniteError(
+            f"step {step}: the loss is {loss}; first non-finite: {culprit}. Nothing of this step was saved; a lower "
+            "optim.lr, optim.warmup_steps or optim.clip_norm may help, then run the command again in a new workdir"
+        )
+
+    def _write_line(self, step: int) -> None:
+        now = time.perf_counter()
+        elapsed = max(now - self._begun - self._idle, 1e-9)
+        rate = self._steps * self._config.data.batch_size / elapsed
+        loss = self._loss_sum / max(self._pixels, 1)
+        remaining = (self._config.train.steps - step) * elapsed / self._steps
+        entries = {
+            "train/loss": loss,
+            "train/images_per_second": rate,
+            "train/learning_rate": float(np.asarray(self._schedule(step - 1))),
+            "train/data_wait": self._waited / elapsed,
+        }
+        self._reporter.scalars(step, entries)
+        total = self._config.train.steps
+        print(report.progress_line(step, total, loss, rate, remaining, self._waited / elapsed), flush=True)
+        self._loss_sum = self._pixels = self._waited = self._idle = 0.0
+        self._steps, self._begun = 0, now
+
+
+class _Stopwatch:
+    """A context manager that hands the seconds spent in it to `add`."""
+
+    def __init__(self, add):
+        self._add = add
+
+    def __enter__(self):
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *exception):
+        self._add(time.perf_counter() - self._begun)

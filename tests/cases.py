@@ -1,0 +1,73 @@
+"""Every net once, narrow: a row here gives a model all the generic tests of test_models.py."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fcn_jax import models, optim, state
+
+CLASSES = 3
+NARROW = {"width": 1 / 32, "fc_width": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model's name, the arguments that tell it from its kin, and an image size that none of its strides divides."""
+
+    name: str
+    args: Mapping[str, Any] = dataclasses.field(hash=False)
+    size: tuple[int, int]
+
+    @property
+    def id(self) -> str:
+        return "-".join([self.name, *(str(value) for value in self.args.values())])
+
+    def narrow(self, **changes) -> Any:
+        """The net at a width at which it runs in milliseconds."""
+        return models.create(self.name, CLASSES, **NARROW | self.args | changes)
+
+    def full(self) -> nn.Module:
+        """The published width, for 21 classes: for shapes only."""
+        return models.create(self.name, 21, **self.args)
+
+    def image(self, batch: int = 2) -> np.ndarray:
+        return np.random.RandomState(0).normal(size=(batch, *self.size, 3)).astype(np.float32)
+
+
+CASES = (
+    Case("fcn32s", {"padding": "caffe"}, (13, 6)),
+    Case("fcn16s", {"padding": "same"}, (1, 70)),
+    Case("fcn8s", {"padding": "caffe"}, (21, 1)),
+    Case("fcn8s", {"padding": "same"}, (45, 58)),
+    Case("fcn8s_atonce", {"padding": "same"}, (39, 41)),
+)
+
+
+def fill(shapes: Any, dtype: Any = np.float32) -> Any:
+    """Parameters from a hash of their names by NumPy's frozen generator: nothing depends on JAX's, no layer is zero."""
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = np.random.RandomState(zlib.crc32(name.encode())).normal(size=shape)
+        return (values * (np.sqrt(2 / np.prod(shape[:-1])) if len(shape) > 1 else 0.1)).astype(dtype)
+
+    leaves, structure = jax.tree.flatten(shapes)
+    names = optim.parameter_names(shapes)
+    return jax.tree.unflatten(structure, [draw(n, leaf.shape) for n, leaf in zip(names, leaves, strict=True)])
+
+
+@functools.cache
+def filled(module: Any) -> dict[str, Any]:
+    return {"params": jax.tree.map(jnp.asarray, fill(state.abstract_params(module)))}
+
+
+@functools.cache
+def taps_function(module: Any):
+    """`(variables, image) -> (logits, taps)`, compiled once for all tests."""
+    return jax.jit(functools.partial(module.apply, return_taps=True))

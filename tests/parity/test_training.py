@@ -1,0 +1,108 @@
+"""Twenty steps of Caffe's solver on FCN-8s: losses, first gradients and where the parameters end."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from fcn_jax import config, optim, state, steps, weights
+
+RECIPE = {"lr_multipliers": (("*/bias", 2.0),), "decay_multipliers": (("*/bias", 0.0),)}
+
+
+@pytest.fixture(scope="module")
+def case(shared):
+    with np.load(shared / "parity" / "train-voc-fcn8s" / "case.npz") as case:
+        arrays = {name: case[name] for name in case.files if name != "meta"}
+        return json.loads(str(case["meta"])), arrays
+
+
+@pytest.fixture(scope="module")
+def net(shared):
+    path = shared / "parity" / "train-voc-fcn8s" / "net.caffemodel"
+    model, variables = weights.load_model(path, "voc-fcn8s", dropout=0.0, precision=jax.lax.Precision.HIGHEST)
+    return model, variables["params"]
+
+
+def as_blobs(params) -> dict[str, np.ndarray]:
+    """Parameters under Caffe's names, in its layout; the fixed up-sampling layers are none."""
+    blobs = {}
+    for layer, leaves in params.items():
+        blobs[f"{layer}.0"] = np.transpose(np.asarray(leaves["kernel"], np.float64), (3, 2, 0, 1))
+        blobs[f"{layer}.1"] = np.asarray(leaves["bias"], np.float64)
+    return blobs
+
+
+def batch(arrays, step: int) -> dict[str, np.ndarray]:
+    item = step % len(arrays["in.data"])
+    image = np.ascontiguousarray(np.moveaxis(arrays["in.data"][item], 1, -1))
+    return {"image": image, "label": arrays["label.score"][item, :, 0], "index": np.zeros(1, np.int32)}
+
+
+def recipe(meta) -> ConfigDict:
+    fields = config.default().optim
+    fields.update(name="sgd", lr=meta["lr"], momentum=meta["mom"], weight_decay=meta["wd"], schedule="fixed", **RECIPE)
+    return fields
+
+
+def test_the_recipe_says_what_the_prototxt_does(case, net):
+    """The multipliers of the case are those of our rules; its up-sampling layers, of rate 0, are no parameters here."""
+    meta, _ = case
+    wanted = {name: tuple(rates) for name, rates in meta["mults"].items() if not name.startswith("upscore")}
+    ours = {name: (2.0, 0.0) if name.endswith(".1") else (1.0, 1.0) for name in as_blobs(net[1])}
+    assert ours == wanted
+    assert all(rate == 0 for name, (rate, _) in meta["mults"].items() if name.startswith("upscore"))
+
+
+def test_the_first_gradient(case, net):
+    """Plain descent at rate 1 without decay: the change of the parameters is the gradient."""
+    _, arrays = case
+    model, params = net
+    optimizer = optax.sgd(1.0)
+    zeros = jax.tree.map(np.zeros_like, params)
+
+    # The optimizer gives minus the gradient; taken from zeros, so that nothing is rounded away.
+    class Kept:
+        @staticmethod
+        def update(gradients, opt_state, _):
+            return jax.tree.map(lambda g, p: g - p, gradients, params), opt_state
+
+    train_step = jax.jit(steps.make_train_step(model, Kept, normalization="sum"))
+    after, report = train_step(state.TrainState(np.int32(0), params, optimizer.init(zeros)), batch(arrays, 0))
+    found = as_blobs(after.params)
+    wanted = {name.removeprefix("grad0."): x for name, x in arrays.items() if name.startswith("grad0.")}
+    assert len(wanted) > 15
+    for name, gradient in wanted.items():
+        difference = np.max(np.abs(found[name] - gradient)) / np.max(np.abs(gradient))
+        assert difference < 1e-4, f"{name}: {difference:.1e}"
+    norms = dict(zip(optim.parameter_names(params), np.asarray(report["gradient_norms"]), strict=True))
+    assert norms["score_fr/kernel"] == pytest.approx(np.linalg.norm(wanted["score_fr.0"]), rel=1e-4)
+
+
+def test_twenty_steps_of_caffes_solver(case, net):
+    meta, arrays = case
+    model, params = net
+    assert not meta["normalize"] if "normalize" in meta else True
+    optimizer = optim.make_optimizer(recipe(meta), meta["steps"], params)
+    train_step = jax.jit(steps.make_train_step(model, optimizer, normalization="sum"))
+    current, losses, first = state.create(params, optimizer), [], None
+    for step in range(meta["steps"]):
+        current, report = train_step(current, batch(arrays, step))
+        losses.append(float(report["loss_sum"]) / 1)  # N is 1
+        first = first or as_blobs(current.params)
+    np.testing.assert_allclose(losses, arrays["losses"][:, 0], rtol=1e-5)
+
+    initial, final = as_blobs(params), as_blobs(current.params)
+    for name, wanted in arrays.items():
+        kind, _, blob = name.partition(".")
+        if kind == "step1":
+            update, found = wanted - initial[blob], first[blob] - initial[blob]
+            assert np.max(np.abs(found - update)) <= 1e-3 * np.max(np.abs(update)) + 1e-7 * np.max(np.abs(wanted)), name
+    updates = {name: arrays[f"final.{name}"] - initial[name] for name in initial}
+    largest = max(np.max(np.abs(update)) for update in updates.values())
+    for name, update in updates.items():
+        difference = np.max(np.abs(final[name] - initial[name] - update)) / largest
+        assert difference <= 10 * meta["delta_rel_32_vs_64"], f"{name}: {difference:.1e}"

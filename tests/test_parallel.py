@@ -1,0 +1,192 @@
+"""However many devices, and in whichever way: one and the same step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from fcn_jax import config as experiment
+from fcn_jax import models, optim, parallel, state, steps
+from fcn_jax.errors import ConfigError
+
+CLASSES = 5
+# Devices, mode, accumulated parts.
+LAYOUTS = [
+    (1, "pmap", 1),
+    (2, "pmap", 1),
+    (8, "pmap", 1),
+    (2, "mesh", 1),
+    (8, "mesh", 1),
+    (1, "mesh", 4),
+    (2, "pmap", 2),
+]
+RECIPE = experiment.default().optim
+RECIPE.update(
+    name="sgd", lr=0.05, momentum=0.9, schedule="poly", warmup_steps=3, clip_norm=1.0, frozen=("conv1_1/*",)
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_compilation(tmp_path_factory):
+    with tiny.fast_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+def make_batch(step: int, dtype=np.float32) -> dict[str, np.ndarray]:
+    """Eight images, of which one is all void and others nearly, so that the devices' shares are unequal."""
+    rng = np.random.default_rng(step)
+    label = rng.integers(0, CLASSES, (8, 32, 32)).astype(np.uint8)
+    for image, share in enumerate((0.0, 1.0, 0.9, 0.1, 0.5, 0.99, 0.0, 0.7)):
+        label[image][rng.random((32, 32)) < share] = 255
+    image = rng.standard_normal((8, 32, 32, 3)).astype(dtype)
+    return {"image": image, "label": label, "index": np.arange(8, dtype=np.int32)}
+
+
+def make_net(name="fcn8s", dtype=np.float32):
+    """A narrow net, and parameters with which every layer learns: its score layers do not start at zero."""
+    model = models.create(name, CLASSES, width=1 / 32, fc_width=8, dropout=0.5, dtype=dtype)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: np.asarray(rng.normal(0, np.sqrt(2 / max(np.prod(x.shape[:-1]), 8)), x.shape), dtype),
+        state.abstract_params(model),
+    )
+    return model, params
+
+
+def run(train_step, begun, layout, num_steps, dtype=np.float32):
+    """The state after some steps, on the layout's devices."""
+    devices, mode, _ = layout
+    mesh = parallel.make_mesh(jax.local_devices()[:devices])
+    compiled = parallel.wrap_step(train_step, mesh, mode)
+    current, report = parallel.put_state(jax.tree.map(jnp.array, begun), mesh), None
+    for step in range(num_steps):
+        current, report = compiled(current, parallel.put_batch(make_batch(step, dtype), mesh, mode))
+    return current, report
+
+
+def assert_close(found, wanted, tolerance):
+    """Leaf by leaf, relative to each leaf's largest value."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        difference = np.max(np.abs(a - b))
+        assert difference <= tolerance * np.max(np.abs(b)), f"{jax.tree_util.keystr(path)}: {difference:.1e}"
+
+
+class TestTwentySteps:
+    """In float64, with dropout, decay, momentum, clipping and a frozen layer."""
+
+    @staticmethod
+    def run(layout):
+        with jax.enable_x64(True):
+            model, params = make_net("fcn32s", np.float64)
+            optimizer = optim.make_optimizer(RECIPE, 20, params)
+            train_step = steps.make_train_step(
+                model, optimizer, normalization="valid_mean", accumulate=layout[2], frozen=RECIPE.frozen, seed=3
+            )
+            if layout[1] == "plain":
+                current, train_step = state.create(params, optimizer), jax.jit(train_step)
+                for step in range(20):
+                    current, report = train_step(current, make_batch(step, np.float64))
+            else:
+                current, report = run(train_step, state.create(params, optimizer), layout, 20, np.float64)
+            return jax.device_get((current, report)), params
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def reference(cls):
+        return cls.run((1, "plain", 1))
+
+    def test_the_reference_learns(self, reference):
+        (current, _), params = reference
+        assert int(current.step) == 20
+        moved = {layer: np.max(np.abs(current.params[layer]["kernel"] - params[layer]["kernel"])) for layer in params}
+        assert moved.pop("conv1_1") == 0
+        assert min(moved.values()) > 1e-4
+        assert current.params["fc6"]["kernel"].dtype == np.float64
+
+    @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+    def test_is_the_same_on_any_devices(self, reference, layout):
+        (wanted, wanted_report), _ = reference
+        (found, found_report), _ = self.run(layout)
+        assert_close(found.params, wanted.params, 1e-10)
+        assert_close(found.opt_state, wanted.opt_state, 1e-10)
+        assert_close(found_report, wanted_report, 1e-6)  # norms are reported in float32
+
+
+class TestFirstGradient:
+    """In float32: the change of the parameters by plain descent at rate 1."""
+
+    @staticmethod
+    def train_step(normalization="valid_mean"):
+        model, params = make_net()
+        # Parameters are replaced by minus the gradient, so that nothing is rounded away.
+        keep = optax.stateless(lambda gradients, params: jax.tree.map(lambda g, p: -g - p, gradients, params))
+        return steps.make_train_step(model, keep, normalization=normalization, seed=3), state.create(params, keep)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def reference(cls):
+        return run(*cls.train_step(), (1, "pmap", 1), 1)
+
+    @pytest.mark.parametrize("layout", [(2, "pmap", 1), (8, "pmap", 1), (1, "mesh", 1), (8, "mesh", 1)], ids=str)
+    def test_is_the_same_on_any_devices(self, reference, layout):
+        current, report = run(*self.train_step(), layout, 1)
+        assert_close(current.params, reference[0].params, 1e-5)
+        assert_close(report, reference[1], 1e-5)
+
+    def test_replicas_stay_equal_and_unstacked(self):
+        train_step, begun = self.train_step()
+        current, report = run(train_step, begun, (8, "pmap", 1), 1)
+        for leaf, original in zip(jax.tree.leaves(current), jax.tree.leaves(begun), strict=True):
+            assert leaf.shape == original.shape
+            assert leaf.sharding.is_fully_replicated
+            shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+            assert len(shards) == 8
+            for shard in shards:
+                assert shard.tobytes() == shards[0].tobytes()
+        assert report["loss_sum"].shape == ()
+
+    @pytest.mark.parametrize("mode", parallel.MODES)
+    def test_the_state_is_donated_and_nothing_is_transferred_unasked(self, mode):
+        train_step, begun = self.train_step()
+        mesh = parallel.make_mesh()
+        compiled = parallel.wrap_step(train_step, mesh, mode)
+        current = parallel.put_state(jax.tree.map(jnp.array, begun), mesh)
+        current, _ = compiled(current, parallel.put_batch(make_batch(0), mesh, mode))
+        batch = parallel.put_batch(make_batch(1), mesh, mode)
+        with jax.transfer_guard("disallow"):
+            after, _ = compiled(current, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(current.params))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, batch)))
+
+
+def test_a_batch_goes_to_the_devices_in_order():
+    mesh = parallel.make_mesh(jax.local_devices()[:4])
+    batch = make_batch(0)
+    stacked, whole = (parallel.put_batch(batch, mesh, mode) for mode in parallel.MODES)
+    assert stacked["image"].shape == (4, 2, 32, 32, 3)
+    assert whole["image"].shape == (8, 32, 32, 3)
+    for placed in (stacked, whole):
+        assert {name: x.dtype for name, x in placed.items()} == {name: x.dtype for name, x in batch.items()}
+        for device, shard in enumerate(placed["index"].addressable_shards):
+            assert shard.device == jax.local_devices()[device]
+            np.testing.assert_array_equal(np.ravel(shard.data), [2 * device, 2 * device + 1])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "message"),
+    [
+        (12, 1, r"^data\.batch_size=12 cannot be split over 8 devices; 8 or 16 can$"),
+        (3, 1, r"^data\.batch_size=3 cannot be split over 8 devices; 8 can$"),
+        (8, 2, r"^data\.batch_size=8 cannot be split over 8 devices times optim\.accumulate=2; 16 can$"),
+    ],
+)
+def test_a_batch_that_cannot_be_split_is_refused(batch_size, accumulate, message):
+    with pytest.raises(ConfigError, match=message):
+        parallel.check_batch_size(batch_size, accumulate, parallel.make_mesh())
+
+
+def test_images_on_each_device_at_a_time():
+    assert parallel.check_batch_size(32, 2, parallel.make_mesh()) == 2

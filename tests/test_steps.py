@@ -1,0 +1,158 @@
+"""A step's arithmetic, against the same thing written out: what is summed, what divides it, what a bad value does."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fcn_jax import losses, metrics, state, steps
+from fcn_jax.models.layers import Conv, Dropout
+
+CLASSES = 3
+
+
+class Toy(nn.Module):
+    """Two convolutions with dropout between them: all that a step can tell of a net."""
+
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, image, *, train=False, example_index=None):
+        x = nn.relu(Conv(4, 3, 1, dtype=image.dtype, name="first")(image))
+        x = Dropout(self.dropout, name="drop")(x, train=train, example_index=example_index)
+        return Conv(CLASSES, 1, dtype=image.dtype, name="second")(x)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Four images, half of whose pixels are void, in different shares."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, CLASSES, (4, 5, 6)).astype(np.uint8)
+    for image, share in enumerate((0.0, 0.9, 0.5, 0.6)):
+        label[image][rng.random((5, 6)) < share] = 255
+    image = rng.standard_normal((4, 5, 6, 3), np.float32)
+    return {"image": image, "label": label, "index": np.arange(4, dtype=np.int32)}
+
+
+@pytest.fixture(scope="module")
+def params(batch):
+    return Toy().init(jax.random.key(1), batch["image"])["params"]
+
+
+def one_step(params, batch, *, dropout=0.0, step=0, normalization="valid_mean", optimizer=None, **arguments):
+    """Parameters and report after one step of plain descent at rate 1, so that the change is minus the gradient."""
+    optimizer = optimizer or optax.sgd(1.0)
+    train_step = steps.make_train_step(Toy(dropout), optimizer, normalization=normalization, **arguments)
+    begun = state.create(params, optimizer).replace(step=jnp.asarray(step, jnp.int32))
+    after, report = jax.jit(train_step)(begun, batch)
+    assert int(after.step) == step + 1
+    return after.params, report
+
+
+def gradient(params, batch, **arguments):
+    return jax.tree.map(jnp.subtract, params, one_step(params, batch, **arguments)[0])
+
+
+def assert_trees_close(found, wanted, tolerance=2e-6):
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(wanted))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("normalization", steps.NORMALIZATIONS)
+def test_the_sum_over_all_pixels_is_divided_once(params, batch, normalization):
+    def loss(params):
+        return losses.cross_entropy(Toy().apply({"params": params}, batch["image"]), batch["label"])
+
+    (loss_sum, pixels), wanted = jax.value_and_grad(loss, has_aux=True)(params)
+    divisor = 4 if normalization == "sum" else int((batch["label"] != 255).sum())
+    wanted = jax.tree.map(lambda g: g / divisor, wanted)
+    assert_trees_close(gradient(params, batch, normalization=normalization), wanted)
+    _, report = one_step(params, batch, normalization=normalization)
+    assert int(report["pixels"]) == int(pixels) == (batch["label"] != 255).sum()
+    assert float(report["loss_sum"]) == pytest.approx(float(loss_sum), rel=1e-6)
+    norms = [float(jnp.linalg.norm(leaf.ravel())) for leaf in jax.tree.leaves(wanted)]
+    np.testing.assert_allclose(report["gradient_norms"], norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", steps.NORMALIZATIONS)
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_changes_nothing(params, batch, normalization, accumulate):
+    """In float64, with dropout: parts have unequal numbers of pixels, and masks belong to the examples."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        batch = batch | {"image": batch["image"].astype(np.float64)}
+        arguments = dict(normalization=normalization, dropout=0.5)
+        whole, whole_report = one_step(params, batch, **arguments)
+        parts, parts_report = one_step(params, batch, accumulate=accumulate, **arguments)
+        assert parts["first"]["kernel"].dtype == np.float64
+        assert_trees_close(parts, whole, 1e-14)
+        assert_trees_close(parts_report, whole_report, 1e-6)
+
+
+def test_masks_belong_to_seed_step_and_place_in_the_batch(params, batch):
+    reference = gradient(params, batch, dropout=0.5)
+    order = np.array([2, 0, 3, 1])
+    assert_trees_close(gradient(params, {k: x[order] for k, x in batch.items()}, dropout=0.5), reference)
+    for other in ({"step": 1}, {"seed": 1}):
+        changed = gradient(params, batch, dropout=0.5, **other)
+        assert not np.allclose(changed["second"]["kernel"], reference["second"]["kernel"], rtol=1e-3)
+    moved = gradient(params, batch | {"index": batch["index"] + 4}, dropout=0.5)
+    assert not np.allclose(moved["second"]["kernel"], reference["second"]["kernel"], rtol=1e-3)
+
+
+def test_frozen_parameters_have_no_gradient(params, batch):
+    free, held = (one_step(params, batch, frozen=frozen)[1]["gradient_norms"] for frozen in ((), ("first/*",)))
+    assert (np.asarray(free) > 0).all()
+    np.testing.assert_array_equal(np.asarray(held) > 0, [False, False, True, True])
+    np.testing.assert_allclose(held[2:], free[2:], rtol=1e-6)
+
+
+def test_a_batch_without_a_labelled_pixel_teaches_nothing(params, batch):
+    void = batch | {"label": np.full_like(batch["label"], 255)}
+    after, report = one_step(params, void)
+    assert (float(report["loss_sum"]), int(report["pixels"])) == (0, 0)
+    jax.tree.map(np.testing.assert_array_equal, after, params)
+
+
+def test_a_nonfinite_step_is_reported_and_leaves_everything_alone(params, batch):
+    optimizer = optax.adam(0.1)
+    train_step = jax.jit(steps.make_train_step(Toy(), optimizer, normalization="valid_mean"))
+    begun, _ = train_step(state.create(params, optimizer), batch)
+    image = batch["image"].copy()
+    image[1, 2, 3] = np.inf
+    image_label = batch["label"].copy()
+    image_label[1] = 0
+    after, report = train_step(begun, batch | {"image": image, "label": image_label})
+    assert not np.isfinite(report["loss_sum"]) or not np.isfinite(report["gradient_norms"]).all()
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (begun.params, begun.opt_state))
+    assert int(after.step) == 2
+
+    broken = jax.tree.map(jnp.copy, params)
+    broken["second"]["bias"] = broken["second"]["bias"].at[1].set(jnp.inf)
+    after, report = one_step(broken, batch)
+    assert not np.isfinite(report["gradient_norms"]).all()
+    jax.tree.map(np.testing.assert_array_equal, after, broken)
+
+
+def test_the_first_nonfinite_parameter_is_named(params):
+    assert steps.first_nonfinite(params) is None
+    for value in (np.nan, np.inf, -np.inf):
+        broken = jax.tree.map(np.array, params)
+        broken["second"]["kernel"][0, 0, 3, 1] = value
+        assert steps.first_nonfinite(broken) == "second/kernel"
+        broken["first"]["kernel"][1, 0, 0, 0] = value
+        assert steps.first_nonfinite(broken) == "first/kernel"
+
+
+def test_the_eval_step_counts_every_labelled_pixel(params, batch):
+    matrix = jax.jit(steps.make_eval_step(Toy(dropout=0.9)))(params, batch)
+    predicted = np.argmax(Toy().apply({"params": params}, batch["image"]), axis=-1)
+    wanted = np.zeros((CLASSES, CLASSES), np.int32)
+    for truth, guess in zip(batch["label"].ravel(), predicted.ravel(), strict=True):
+        if truth != 255:
+            wanted[truth, guess] += 1
+    np.testing.assert_array_equal(matrix, wanted)
+    np.testing.assert_array_equal(metrics.confusion(batch["label"], predicted, CLASSES), wanted)
