@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -234,12 +235,59 @@ def check_resume(config: Config, saved: Config, workdir: Path) -> None:
         )
 
 
-def _check_fields(known: Mapping, given: Mapping, prefix: str = "") -> None:
+def _check_fields(known: Mapping, given: Any, prefix: str = "") -> None:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.')}={given!r} must be a group of fields: {', '.join(known)}")
     for field, value in given.items():
         if field not in known:
             raise ConfigError(f"no config field {prefix + field!r}{_did_you_mean(field, known)}")
         if isinstance(known[field], Mapping):
             _check_fields(known[field], value, f"{prefix}{field}.")
+        else:
+            _check_form(prefix + field, known[field], value)
+
+
+def _check_form(field: str, known: Any, value: Any) -> None:
+    """Text stays text, a number a number, and a tuple has as many entries, of the same kind."""
+    if field in _NAME_TUPLES or field in _NUMBER_TUPLES or field in _RULE_TUPLES:
+        form, what = {
+            **dict.fromkeys(_NAME_TUPLES, (_is_text, "names: ('conv*', 'fc*')")),
+            **dict.fromkeys(_NUMBER_TUPLES, (_is_number, "numbers: (1000, 2000)")),
+            **dict.fromkeys(_RULE_TUPLES, (_is_rule, "rules: (('*/bias', 2.0),)")),
+        }[field]
+        fits = isinstance(value, tuple | list) and all(map(form, value))
+    elif isinstance(known, tuple):
+        whole = all(isinstance(entry, int) for entry in known)
+        what = f"{len(known)} {'whole numbers' if whole else 'numbers'}, as {known}"
+        fits = isinstance(value, tuple | list) and len(value) == len(known)
+        fits = fits and all(_is_number(entry) and (isinstance(entry, int) or not whole) for entry in value)
+    elif isinstance(known, bool):
+        fits, what = isinstance(value, bool), "True or False"
+    elif isinstance(known, int):
+        fits, what = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif isinstance(known, float):
+        fits, what = _is_number(value), "a number"
+    else:
+        fits, what = _is_text(value), "text"
+    if not fits:
+        raise ConfigError(f"{field}={value!r} must be {what}")
+
+
+_NAME_TUPLES = ("init.skip", "optim.frozen")
+_NUMBER_TUPLES = ("optim.boundaries",)
+_RULE_TUPLES = ("optim.lr_multipliers", "optim.decay_multipliers")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_rule(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and _is_text(value[0]) and _is_number(value[1])
 
 
 def _did_you_mean(given: str, choices: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ Each image gives `<stem>.png`, an indexed PNG whose values are the labels, and `
 
 import dataclasses
 import glob
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -44,10 +45,7 @@ class Predictor:
         """
         workdir = Path(workdir).expanduser()
         config = experiment.load(workdir / "config.json")
-        classes = json.loads((workdir / "classes.json").read_text())
-        info = DatasetInfo(
-            classes["name"], tuple(classes["class_names"]), tuple(tuple(color) for color in classes["palette"])
-        )
+        info = _read_classes(workdir / "classes.json")
         model = experiment.make_model(config, info.num_classes)
         with Checkpoints(workdir, read_only=True) as checkpoints:
             step, params = checkpoints.restore_params(checkpoint, state.abstract_params(model))
@@ -66,6 +64,15 @@ class Predictor:
         """Labels uint8 `[h w]` of an RGB image uint8 `[h w 3]`, any h and w ≥ 1."""
         blob = jax.device_put(self.input_spec(image)[None])
         return np.asarray(self._predict(self._params, blob)[0])
+
+
+def _read_classes(path: Path) -> DatasetInfo:
+    try:
+        classes = json.loads(path.read_text())
+        palette = tuple(tuple(color) for color in classes["palette"])
+        return DatasetInfo(classes["name"], tuple(classes["class_names"]), palette)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): the same train command writes it anew") from None
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -99,15 +106,21 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path, ove
     legend, classes = output / "legend.png", output / "classes.json"
     inputs = {path.resolve() for path in paths}
     written = [legend, *(target for row in targets for target in row[1:])]
-    for target in written:
+    description = json.dumps(dataclasses.asdict(predictor.info), indent=1) + "\n"
+    # Earlier predictions of the same classes have the same legend.
+    same_classes = classes.exists() and classes.read_text() == description
+    for target, other in itertools.pairwise(sorted(written)):
+        if target == other:
+            raise DataError(f"two of the outputs would be {target}: rename an image, or predict them into two folders")
+    for target in [*written, classes]:
         if target.resolve() in inputs:
             raise DataError(f"{target} is an input and would be overwritten: choose another --output")
-        if target.exists() and not overwrite and target != legend:
+        if target.exists() and not overwrite and not (same_classes and target in (legend, classes)):
             raise DataError(f"{target} exists: choose another --output, or say --overwrite")
     output.mkdir(parents=True, exist_ok=True)
     palette = predictor.info.palette
     visualize.write_png(legend, visualize.legend(predictor.info.class_names, palette))
-    classes.write_text(json.dumps(dataclasses.asdict(predictor.info), indent=1) + "\n")
+    classes.write_text(description)
     failures = 0
     for number, (path, label_path, overlay_path) in enumerate(targets, start=1):
         try:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +21,7 @@ class Case:
     """A model's name, the arguments that tell it from its kin, and an image size that none of its strides divides."""
 
     name: str
-    args: Mapping[str, Any] = dataclasses.field(hash=False)
+    args: dict[str, Any] = dataclasses.field(hash=False)
     size: tuple[int, int]
 
     @property

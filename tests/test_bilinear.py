@@ -97,7 +97,7 @@ def test_a_cut_is_part_of_the_whole(offset, size):
 @pytest.mark.parametrize(("offset", "size"), [(0, (6, 7)), (2, (5, 3)), (-1, (3, 3)), (7, None)])
 def test_a_cut_beyond_the_map_is_refused(offset, size):
     x = jnp.zeros((1, 2, 2, 1))  # 6 pixels
-    with pytest.raises(ValueError, match="cannot cut .* out of 6 up-sampled pixels"):
+    with pytest.raises(ValueError, match=r"cannot cut .* out of 6 up-sampled pixels"):
         upsample_bilinear(x, 4, 2, offset=offset, size=size)
 
 

@@ -81,7 +81,7 @@ def test_convolution_by_hand():
 
 
 def test_transposed_convolution_by_hand():
-    """Kernel 4, stride 2: coarse cell i reaches fine cells 2i … 2i + 3, so fine cell 4 hears 1 and 2, cell 5 the same."""
+    """Kernel 4, stride 2: coarse cell i reaches fine cells 2i … 2i + 3, so 4 and 5 both hear 1 and 2."""
     grid = IMAGE.transposed_conv(4, 2)
     assert (grid.start, grid.step) == (Fraction(-3, 4), Fraction(1, 2))
     assert [grid.receptive_field(i) for i in (3, 4, 5, 6)] == [(0, 1), (1, 2), (1, 2), (2, 3)]

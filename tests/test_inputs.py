@@ -40,7 +40,7 @@ def test_orders_that_are_none(order):
         InputSpec(order=order)
 
 
-@pytest.mark.parametrize("field", ["mean", "scale"])
-def test_three_values_each(field):
+@pytest.mark.parametrize(("mean", "scale"), [((1.0, 2.0), (1.0, 1.0, 1.0)), ((0.0, 0.0, 0.0), (1.0,))])
+def test_three_values_each(mean, scale):
     with pytest.raises(ValueError, match="mean and scale need three values each"):
-        InputSpec(**{field: (1.0, 2.0)})
+        InputSpec(mean=mean, scale=scale)

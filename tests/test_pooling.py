@@ -9,7 +9,7 @@ from jax import lax
 from fcn_jax.ops.pooling import max_pool, pooled_size
 
 WINDOWS = [(2, 2, 0), (3, 2, 0), (3, 2, 1), (2, 2, 1), (3, 3, 1), (3, 3, 0), (3, 1, 1), (2, 1, 0)]
-SIZES = [(1, 4), (5, 7), (8, 6)]
+SIZES = [(1, 4), (5, 8)]
 
 
 def caffe_size(size: int, kernel: int, stride: int, padding: int) -> int:

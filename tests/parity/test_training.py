@@ -82,27 +82,48 @@ def test_the_first_gradient(case, net):
     assert norms["score_fr/kernel"] == pytest.approx(np.linalg.norm(wanted["score_fr.0"]), rel=1e-4)
 
 
-def test_twenty_steps_of_caffes_solver(case, net):
+def run(case, net, dtype):
+    """Losses, and the parameters at the start, after one step and at the end, as blobs."""
     meta, arrays = case
     model, params = net
-    assert not meta["normalize"] if "normalize" in meta else True
+    model, params = model.clone(dtype=dtype), jax.tree.map(lambda x: np.asarray(x, dtype), params)
     optimizer = optim.make_optimizer(recipe(meta), meta["steps"], params)
     train_step = jax.jit(steps.make_train_step(model, optimizer, normalization="sum"))
-    current, losses, first = state.create(params, optimizer), [], None
+    current, losses, blobs = state.create(params, optimizer), [], [as_blobs(params)]
     for step in range(meta["steps"]):
-        current, report = train_step(current, batch(arrays, step))
-        losses.append(float(report["loss_sum"]) / 1)  # N is 1
-        first = first or as_blobs(current.params)
-    np.testing.assert_allclose(losses, arrays["losses"][:, 0], rtol=1e-5)
+        fed = batch(arrays, step)
+        current, report = train_step(current, fed | {"image": fed["image"].astype(dtype)})
+        losses.append(float(report["loss_sum"]))  # of one image
+        blobs.append(as_blobs(current.params))
+    return np.array(losses), blobs[0], blobs[1], blobs[-1]
 
-    initial, final = as_blobs(params), as_blobs(current.params)
+
+def update_error(arrays, initial, final) -> float:
+    """How far final − initial is from the case's, relative to its largest update."""
+    updates = {name: arrays[f"final.{name}"] - initial[name] for name in initial}
+    largest = max(np.max(np.abs(update)) for update in updates.values())
+    return max(np.max(np.abs(final[name] - initial[name] - update)) for name, update in updates.items()) / largest
+
+
+def test_twenty_steps_of_caffes_solver(case, net):
+    """In float64, as the reference was computed: what remains is the case's storage in float32."""
+    meta, arrays = case
+    with jax.enable_x64(True):
+        losses, initial, _, final = run(case, net, np.float64)
+    assert meta["steps"] == len(losses) == 20
+    np.testing.assert_allclose(losses, arrays["losses"][:, 0], rtol=1e-12)
+    assert update_error(arrays, initial, final) < 1e-5
+
+
+def test_twenty_steps_in_float32(case, net):
+    meta, arrays = case
+    losses, initial, first, final = run(case, net, np.float32)
+    # Parameters rounded to float32 drift until, at step 17, two units' signs differ from the reference's: that is seen
+    # in the last two losses, by 1e-5 and 5e-5. Gradients agree to 2e-6 at every step.
+    np.testing.assert_allclose(losses[:18], arrays["losses"][:18, 0], rtol=1e-5)
+    np.testing.assert_allclose(losses[18:], arrays["losses"][18:, 0], rtol=1e-4)
+    assert update_error(arrays, initial, final) <= 10 * meta["delta_rel_32_vs_64"]
     for name, wanted in arrays.items():
         kind, _, blob = name.partition(".")
         if kind == "step1":
-            update, found = wanted - initial[blob], first[blob] - initial[blob]
-            assert np.max(np.abs(found - update)) <= 1e-3 * np.max(np.abs(update)) + 1e-7 * np.max(np.abs(wanted)), name
-    updates = {name: arrays[f"final.{name}"] - initial[name] for name in initial}
-    largest = max(np.max(np.abs(update)) for update in updates.values())
-    for name, update in updates.items():
-        difference = np.max(np.abs(final[name] - initial[name] - update)) / largest
-        assert difference <= 10 * meta["delta_rel_32_vs_64"], f"{name}: {difference:.1e}"
+            np.testing.assert_allclose(first[blob], wanted, rtol=0, atol=2e-7 * np.max(np.abs(wanted)), err_msg=name)
