@@ -14,14 +14,13 @@ def start(model: str, variant: str) -> experiment.Config:
 
 def shapes(config: experiment.Config) -> None:
     """The embedded data set, drawn as it is read: minutes on two CPU cores, from random parameters."""
-    config.model.width = 0.125
-    config.model.fc_width = 128
-    config.model.dropout = 0.0
-    config.input.scale = (1 / 64, 1 / 64, 1 / 64)
-    config.data.batch_size = 8
-    config.optim.update(name="adamw", lr=1e-3, weight_decay=1e-4, clip_norm=1.0)
+    config.model.update(width=0.25, fc_width=256, dropout=0.0)
+    config.input.scale = (1 / 32, 1 / 32, 1 / 32)  # what He's initialisation expects: inputs of about unit variance
+    config.data.batch_size = 4
+    config.data.shapes.update(height=128, width=128, train_images=100_000, val_images=200)
+    config.optim.update(name="adamw", lr=1.5e-3, beta2=0.99, weight_decay=1e-4, lr_multipliers=(), clip_norm=1.0)
     config.optim.update(schedule="cosine", warmup_steps=50)
-    config.train.update(steps=400, eval_every=200, checkpoint_every=100, log_every=20)
+    config.train.update(steps=1800, eval_every=600, checkpoint_every=300, log_every=100)
 
 
 def camvid(config: experiment.Config) -> None:

@@ -89,6 +89,7 @@ def default() -> Config:
     config.optim.name = "sgd"
     config.optim.lr = 1e-3
     config.optim.momentum = 0.9  # AdamW's β₁
+    config.optim.beta2 = 0.999  # AdamW's β₂
     config.optim.weight_decay = 5e-4
     config.optim.lr_multipliers = (("*/bias", 2.0),)  # the last rule that matches `layer/kind` holds
     config.optim.decay_multipliers = (("*/bias", 0.0),)

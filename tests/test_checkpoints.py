@@ -1,5 +1,6 @@
 """What a run leaves on disk: which checkpoints are kept, that they come back bit for bit, and plain words if not."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -22,7 +23,7 @@ def make_state(step: int, features: int = 4) -> state.TrainState:
         }
     }
     created = state.create(params, optax.adam(0.1))
-    return created.replace(step=jnp.asarray(step, jnp.int32))
+    return dataclasses.replace(created, step=jnp.asarray(step, jnp.int32))
 
 
 def save_all(workdir, scores: dict[int, float | None]) -> None:
@@ -131,7 +132,9 @@ def test_without_scores_the_latest_is_the_best(tmp_path):
 def test_a_checkpoint_that_is_not_there(run, which):
     with (
         Checkpoints(run, read_only=True) as checkpoints,
-        pytest.raises(CheckpointError, match=rf"no checkpoint '{which}' in .*; there are \[2, 5, 6\], best and latest$"),
+        pytest.raises(
+            CheckpointError, match=rf"no checkpoint '{which}' in .*: there are \[2, 5, 6\], best, latest$"
+        ),
     ):
         checkpoints.restore_params(which)
 
@@ -153,7 +156,9 @@ def one_line(caught) -> str:
 
 def test_a_checkpoint_of_another_net_is_refused(run):
     with Checkpoints(run, read_only=True) as checkpoints:
-        wanted = r"checkpoints/6 does not fit the run's config: fc6/bias is \(4,\) there and \(5,\) here, fc6/kernel is "
+        wanted = (
+            r"checkpoints/6 does not fit the run's config: fc6/bias is \(4,\) there and \(5,\) here, fc6/kernel is "
+        )
         with pytest.raises(CheckpointError, match=wanted) as caught:
             checkpoints.restore(6, make_state(0, features=5))
         one_line(caught)

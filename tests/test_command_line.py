@@ -96,8 +96,11 @@ def test_words_that_belong_to_no_flag():
     [
         (ConfigError("no variant 'x'"), "error: no variant 'x'"),
         (flags.UnrecognizedFlagError("wokdir", suggestions=["workdir"]), "Did you mean: workdir ?"),
-        (AttributeError("'Did you mean \"lr\" instead of \"lrr\"?'"), "error: no config field 'lrr'; did you mean 'lr'?"),
-        (flags.Error('Traceback\n  File "a.py", line 3, in f\nNameError: no b'), "error: a.py, line 3: NameError: no b"),
+        (AttributeError('\'Did you mean "lr" instead of "lrr"?\''), "error: no config field 'lrr'; did you mean 'lr'?"),
+        (
+            flags.Error('Traceback\n  File "a.py", line 3, in f\nNameError: no b'),
+            "error: a.py, line 3: NameError: no b",
+        ),
     ],
 )
 def test_flags_that_cannot_be_parsed(monkeypatch, capsys, error, line):

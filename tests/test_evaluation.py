@@ -60,15 +60,16 @@ def source():
 
 @pytest.fixture(scope="module")
 def net():
-    config = tiny.config()
+    config = tiny.config(**{"model.name": "fcn8s"})
     model = experiment.make_model(config, 3)
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(0, np.sqrt(2 / max(np.prod(x.shape[:-1]), 8)), x.shape), jnp.float32),
         state.abstract_params(model),
     )
-    params["score_fr"]["bias"] = jnp.zeros(3)
-    params["score_fr"]["kernel"] = params["score_fr"]["kernel"] - jnp.mean(params["score_fr"]["kernel"], -1, keepdims=True)
+    # Scores that differ from cell to cell, and no class that wins everywhere.
+    params["score_pool3"] = jax.tree.map(lambda x: 30 * (x - jnp.mean(x, -1, keepdims=True)), params["score_pool3"])
+    params["score_pool3"]["bias"] = jnp.zeros(3)
     return model, params, experiment.input_spec(config)
 
 
@@ -133,7 +134,9 @@ def test_faulty_predictions_are_named(source, folder):
     visualize.write_png(path, np.zeros((17, 9, 3), np.uint8))
     assert f"{path} is 17 × 9 × 3, its label 17 × 9" in fault(source, folder)
     visualize.write_png(path, np.full((17, 9), 3, np.uint8))
-    assert f"{path} predicts 3, the classes are 0 … 2: a prediction names a class for every pixel" in fault(source, folder)
+    assert f"{path} predicts 3, the classes are 0 … 2: a prediction names a class for every pixel" in fault(
+        source, folder
+    )
     path.write_bytes(path.read_bytes()[:40])
     assert str(path) in fault(source, folder)
     path.unlink()
@@ -161,7 +164,7 @@ def test_one_sided_predictions(tree, warned):
     matrix = np.array([[500, 0, 0], [500 - tree, tree, 0], [0, 0, 0]])
     warning = evaluation.Evaluation(INFO, 1, matrix).one_sided()
     assert (warning is not None) == warned
-    if warned:
+    if warning:
         assert warning.startswith(f"warning: {100 - tree / 10:.1f} % of the predictions are 'ground'.")
 
 

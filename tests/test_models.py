@@ -464,3 +464,21 @@ def test_a_cut_of_learned_up_sampling():
     found = np.asarray(layer.apply(layer.init(jax.random.key(0), x), x, offset=1, size=(5, 3)))
     assert found.shape == (1, 5, 3, 2)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": "valid"}, "padding='valid' is none of caffe, same"),
+        ({"stride": 4}, "stride=4 is none of 32, 16, 8"),
+        ({"channels": {"conv9_1": 3}}, "channels names conv9_1, the net has conv1_1"),
+        (
+            {"upsampling": {"upscore16": "dense"}},
+            "upsampling names upscore16, the net has upscore2, upscore_pool4, upscore8",
+        ),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(arguments, message):
+    net = models.create("fcn8s", 3, **arguments)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))

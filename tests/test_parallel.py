@@ -34,7 +34,7 @@ def fast_compilation(tmp_path_factory):
         yield
 
 
-def make_batch(step: int, dtype=np.float32) -> dict[str, np.ndarray]:
+def make_batch(step: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
     """Eight images, of which one is all void and others nearly, so that the devices' shares are unequal."""
     rng = np.random.default_rng(step)
     label = rng.integers(0, CLASSES, (8, 32, 32)).astype(np.uint8)
@@ -44,7 +44,7 @@ def make_batch(step: int, dtype=np.float32) -> dict[str, np.ndarray]:
     return {"image": image, "label": label, "index": np.arange(8, dtype=np.int32)}
 
 
-def make_net(name="fcn8s", dtype=np.float32):
+def make_net(name="fcn8s", dtype: type = np.float32):
     """A narrow net, and parameters with which every layer learns: its score layers do not start at zero."""
     model = models.create(name, CLASSES, width=1 / 32, fc_width=8, dropout=0.5, dtype=dtype)
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def make_net(name="fcn8s", dtype=np.float32):
     return model, params
 
 
-def run(train_step, begun, layout, num_steps, dtype=np.float32):
+def run(train_step, begun, layout, num_steps, dtype: type = np.float32):
     """The state after some steps, on the layout's devices."""
     devices, mode, _ = layout
     mesh = parallel.make_mesh(jax.local_devices()[:devices])
@@ -146,6 +146,7 @@ class TestFirstGradient:
             assert len(shards) == 8
             for shard in shards:
                 assert shard.tobytes() == shards[0].tobytes()
+        assert report is not None
         assert report["loss_sum"].shape == ()
 
     @pytest.mark.parametrize("mode", parallel.MODES)

@@ -18,16 +18,18 @@ def page(tmp_path_factory):
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5
     names: dict = {"__name__": "prototyping"}
-    with tiny.fast_compilation(tmp_path_factory.getbasetemp() / "compiled"):
+    cache = tmp_path_factory.getbasetemp() / "compiled"
+    # The page is a user's program: JAX is no stricter in it than with a user.
+    with tiny.fast_compilation(cache), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), names)
         yield names
 
 
 def test_runs_side_by_side_are_those_run_alone(page):
-    assert page["loss"].shape == (6, 3)
+    assert page["loss"].shape == (4, 3)
     alone = jax.jit(page["train"])
-    for run in (1, 5):
+    for run in (1, 2):
         final, reports = alone(page["seeds"][run], page["rates"][run], page["several"])
         assert int(final.step) == 3
         np.testing.assert_allclose(page["loss"][run], reports["loss_sum"] / reports["pixels"], rtol=1e-4)
@@ -37,12 +39,14 @@ def test_runs_side_by_side_are_those_run_alone(page):
 
 def test_rates_and_seeds_differ(page):
     losses = np.asarray(page["loss"])
-    assert (losses[:, 0] == pytest.approx(np.log(8), rel=1e-5)) and len(np.unique(losses[:, 2])) == 6
+    np.testing.assert_allclose(losses[:, 0], np.log(8), rtol=1e-5)  # scores start at zero
+    assert len(np.unique(losses[:, 2])) == 4
 
 
 def test_gradients_of_examples_average_to_that_of_the_batch(page):
     def mean_loss(params):
-        terms = [page["loss_of_one"](params, *pair) for pair in zip(page["batch"]["image"], page["batch"]["label"])]  # noqa: B905
+        images, labels = page["batch"]["image"], page["batch"]["label"]
+        terms = [page["loss_of_one"](params, image, label) for image, label in zip(images, labels, strict=True)]
         return sum(terms) / len(terms)
 
     assert page["norms"].shape == (4,)

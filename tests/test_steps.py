@@ -1,5 +1,8 @@
 """A step's arithmetic, against the same thing written out: what is summed, what divides it, what a bad value does."""
 
+import dataclasses
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,11 +44,15 @@ def params(batch):
     return Toy().init(jax.random.key(1), batch["image"])["params"]
 
 
+def apply(params, image) -> Any:
+    return Toy().apply({"params": params}, image)
+
+
 def one_step(params, batch, *, dropout=0.0, step=0, normalization="valid_mean", optimizer=None, **arguments):
     """Parameters and report after one step of plain descent at rate 1, so that the change is minus the gradient."""
     optimizer = optimizer or optax.sgd(1.0)
     train_step = steps.make_train_step(Toy(dropout), optimizer, normalization=normalization, **arguments)
-    begun = state.create(params, optimizer).replace(step=jnp.asarray(step, jnp.int32))
+    begun = dataclasses.replace(state.create(params, optimizer), step=jnp.asarray(step, jnp.int32))
     after, report = jax.jit(train_step)(begun, batch)
     assert int(after.step) == step + 1
     return after.params, report
@@ -64,7 +71,7 @@ def assert_trees_close(found, wanted, tolerance=2e-6):
 @pytest.mark.parametrize("normalization", steps.NORMALIZATIONS)
 def test_the_sum_over_all_pixels_is_divided_once(params, batch, normalization):
     def loss(params):
-        return losses.cross_entropy(Toy().apply({"params": params}, batch["image"]), batch["label"])
+        return losses.cross_entropy(apply(params, batch["image"]), batch["label"])
 
     (loss_sum, pixels), wanted = jax.value_and_grad(loss, has_aux=True)(params)
     divisor = 4 if normalization == "sum" else int((batch["label"] != 255).sum())
@@ -84,7 +91,7 @@ def test_accumulation_changes_nothing(params, batch, normalization, accumulate):
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
         batch = batch | {"image": batch["image"].astype(np.float64)}
-        arguments = dict(normalization=normalization, dropout=0.5)
+        arguments = {"normalization": normalization, "dropout": 0.5}
         whole, whole_report = one_step(params, batch, **arguments)
         parts, parts_report = one_step(params, batch, accumulate=accumulate, **arguments)
         assert parts["first"]["kernel"].dtype == np.float64
@@ -149,7 +156,7 @@ def test_the_first_nonfinite_parameter_is_named(params):
 
 def test_the_eval_step_counts_every_labelled_pixel(params, batch):
     matrix = jax.jit(steps.make_eval_step(Toy(dropout=0.9)))(params, batch)
-    predicted = np.argmax(Toy().apply({"params": params}, batch["image"]), axis=-1)
+    predicted = np.argmax(apply(params, batch["image"]), axis=-1)
     wanted = np.zeros((CLASSES, CLASSES), np.int32)
     for truth, guess in zip(batch["label"].ravel(), predicted.ravel(), strict=True):
         if truth != 255:

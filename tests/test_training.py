@@ -137,7 +137,9 @@ class TestGoingOn:
     def test_another_config_is_refused_with_a_diff(self, run):
         before = (run[0] / "config.json").read_text()
         differences = r"\(data\.augment\.flip: True → False; optim\.lr: 0\.01 → 0\.1\)"
-        with pytest.raises(ConfigError, match=rf"{re.escape(str(run[0]))} holds a run with another config {differences}"):
+        with pytest.raises(
+            ConfigError, match=rf"{re.escape(str(run[0]))} holds a run with another config {differences}"
+        ):
             train(run[0], **{"model.dropout": 0.2, "optim.lr": 0.1, "train.steps": 20})
         assert (run[0] / "config.json").read_text() == before
 
@@ -159,14 +161,23 @@ def test_frozen_layers_stay_put(tmp_path):
             assert_same_bits(final.params[layer], jax.device_get(initial[layer]))
 
 
-class TestNonFinite:
-    BASE = {"train.log_every": 20, "train.pictures": 0, "train.eval_every": 0, "train.checkpoint_every": 1, "optim.name": "sgd"}
+NO_EXTRAS = {
+    "train.log_every": 20,
+    "train.pictures": 0,
+    "train.eval_every": 0,
+    "train.checkpoint_every": 1,
+    "optim.name": "sgd",
+}
 
+
+class TestNonFinite:
     def test_nothing_of_it_is_saved(self, tmp_path):
         """Parameters of 1e25 are numbers still, and so are their steps' checkpoints; what they compute is none."""
-        message = r"^step 2: the loss is nan; first non-finite: gradient of conv\w+/\w+ \(\d+ of 32 gradients\)\. Nothing of "
+        message = (
+            r"^step 2: the loss is nan; first non-finite: gradient of conv\w+/\w+ \(\d+ of 32 gradients\)\. Nothing of "
+        )
         with pytest.raises(NonFiniteError, match=message) as caught:
-            train(tmp_path, **self.BASE, **{"optim.lr": 1e30})
+            train(tmp_path, **NO_EXTRAS, **{"optim.lr": 1e30})
         assert "\n" not in str(caught.value)
         assert checkpoints_of(tmp_path) == {"1"}
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(saved_params(tmp_path))))
@@ -175,7 +186,7 @@ class TestNonFinite:
         """The very step that makes a parameter infinite is not saved."""
         message = r"^step 1: parameter conv1_1/bias is not finite; nothing of this step was saved$"
         with pytest.raises(NonFiniteError, match=message):
-            train(tmp_path, **self.BASE, **{"optim.lr": 3e38, "optim.lr_multipliers": (("*", 1e5),)})
+            train(tmp_path, **NO_EXTRAS, **{"optim.lr": 3e38, "optim.lr_multipliers": (("*", 1e5),)})
         assert checkpoints_of(tmp_path) == set()
 
 
@@ -218,7 +229,9 @@ class TestStart:
             assert not np.any(started[new]["kernel"])
             assert_same_bits({layer: started[layer] for layer in params}, params)
             assert started.keys() - params.keys() == {new}
-            assert re.search(rf"parameters from step 3 of .*{previous['model.name']}; {new} start", capsys.readouterr().out)
+            assert re.search(
+                rf"parameters from step 3 of .*{previous['model.name']}; {new} start", capsys.readouterr().out
+            )
             params, previous = self.randomly(started, 1), following
 
     def test_from_the_same_net(self, tmp_path, capsys):
@@ -228,7 +241,9 @@ class TestStart:
         assert "83,340 of 83,340 parameters from step 3" in capsys.readouterr().out
 
     def test_a_run_that_does_not_fit(self, tmp_path):
-        with pytest.raises(CheckpointError, match=r"init\.workdir=.*nowhere is not the workdir of a run: train that stage"):
+        with pytest.raises(
+            CheckpointError, match=r"init\.workdir=.*nowhere is not the workdir of a run: train that stage"
+        ):
             self.initial(**{"init.workdir": str(tmp_path / "nowhere")})
         self.save(tmp_path, self.initial())
         with pytest.raises(CheckpointError, match=r"init\.workdir=.*: fc6 has \{.*\} there and \{.*\} here"):
@@ -248,7 +263,9 @@ class TestStart:
         path = tmp_path / "net.caffemodel"
         written = self.write_file(path, left_out=("score_fr",))
         started = self.initial(**{"init.weights": str(path), "init.skip": ("fc7", "score_*"), "init.fc_scale": 0.5})
-        assert re.search(r"[\d,]+ of 83,340 parameters from .*net\.caffemodel; fc7, score_fr start anew", capsys.readouterr().out)
+        assert re.search(
+            r"[\d,]+ of 83,340 parameters from .*net\.caffemodel; fc7, score_fr start anew", capsys.readouterr().out
+        )
         drawn = self.initial()
         for layer in drawn:
             if layer == "fc7":
@@ -261,7 +278,9 @@ class TestStart:
         with pytest.raises(WeightFileError, match=r"net\.caffemodel"):
             self.initial(**{"init.weights": str(path)})
         self.write_file(path, left_out=("conv3_2",))
-        with pytest.raises(WeightFileError, match=r"net\.caffemodel does not fit fcn32s: missing in the file: conv3_2\.0"):
+        with pytest.raises(
+            WeightFileError, match=r"net\.caffemodel does not fit fcn32s: missing in the file: conv3_2\.0"
+        ):
             self.initial(**{"init.weights": str(path)})
 
 
@@ -271,7 +290,11 @@ class TestBeforeTheFirstStep:
     @pytest.mark.parametrize(
         ("changes", "error", "message"),
         [
-            ({"data.batch_size": 12}, ConfigError, r"^data\.batch_size=12 cannot be split over 8 devices; 8 or 16 can$"),
+            (
+                {"data.batch_size": 12},
+                ConfigError,
+                r"^data\.batch_size=12 cannot be split over 8 devices; 8 or 16 can$",
+            ),
             ({"data.train_split": "trian"}, ConfigError, r"no split 'trian', only train and val"),
             ({"optim.frozen": ("conv9*",)}, ConfigError, r"optim\.frozen: 'conv9\*' matches no parameter"),
             ({"data.name": "folder", "data.root": "/nowhere"}, (ConfigError, DataError), r"/nowhere"),
@@ -316,7 +339,9 @@ class TestKilled:
 
         def start(workdir: Path) -> subprocess.Popen:
             command = [sys.executable, "train.py", "--config", str(folder / "killed.py"), "--workdir", str(workdir)]
-            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
 
         return start
 

@@ -35,11 +35,10 @@ INFO = DatasetInfo(
 # The splits of a seed are separate streams of random numbers, and so are the seeds.
 STREAMS = {"train": 0, "val": 1}
 
-PIXELS_PER_THING = 2500  # of the image, for each thing that is tried
+PIXELS_PER_THING = 2200  # of the image, for each thing that is tried
 PIXELS_PER_SPECK = 450  # likewise for clutter
 FULL_SIZE = 112  # an image with a shorter side shrinks the things in it
-SIZES = (0.9, 1.4)  # of things, relative to their outlines below
-VISIBLE_SHARE = 0.8  # of every thing, whatever is laid over it
+VISIBLE_SHARE = 0.85  # of every thing, whatever is laid over it
 TONES = (80.0, 225.0)  # grey levels of ground and things
 CONTRAST = 40.0  # grey levels between a thing and whatever it may touch
 RIM = 1.5  # pixels of ink along the inside of every outline
@@ -101,7 +100,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     spare = np.array([np.inf])  # how many pixels of thing i may still be covered
     scale = min(1.0, min(height, width) / FULL_SIZE)
     for kind, hue, swing in zip(kinds, hues[1:], swings[1:], strict=True):
-        thing, filling = fill(OUTLINES[kind - 1](rng), scale * rng.uniform(*SIZES), rng.uniform(0, 2 * math.pi))
+        thing, filling = fill(OUTLINES[kind - 1](rng), scale, rng.uniform(0, 2 * math.pi))
         for _ in range(6):  # places to try before the thing is left out
             place, inside = lay(rng, thing.shape, height, width)
             cover = thing[inside]

@@ -29,7 +29,8 @@ from fcn_jax.models.layers import Conv, Dropout, Upsample
 from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
 
 PADDINGS = {"caffe": (100, 0), "same": (1, 3)}  # of conv1_1 and of fc6
-SKIPS = {32: 0, 16: 1, 8: 2}  # stride of the finest scores: number of skips
+# Up-sampling layers by the stride of the finest scores: a step of two before each skip, and the last to pixels.
+UPSAMPLING = {32: ("upscore",), 16: ("upscore2", "upscore16"), 8: ("upscore2", "upscore_pool4", "upscore8")}
 
 
 class FCN(nn.Module):
@@ -78,8 +79,7 @@ class FCN(nn.Module):
         self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None
     ) -> dict[str, tuple[jax.Array, Grid]]:
         """Every layer's output by the release's blob names, with the grid that it lies on; the scores come last."""
-        if image.shape[-1] != self.in_channels:
-            raise ValueError(f"the image has {image.shape[-1]} channels, the net takes {self.in_channels}")
+        self._check(image)
         pad_first, pad_fc6 = PADDINGS[self.padding]
         blobs = vgg.trunk(self._conv, image, IMAGE, first_padding=pad_first)
 
@@ -93,9 +93,8 @@ class FCN(nn.Module):
         x = self._score("score_fr", x)
         blobs["score_fr"] = x, grid
 
-        # Each skip: the finer stage, its scale, and the layer that brings the scores so far to its stride.
-        skips = (("pool4", self.pool_scales[0], "upscore2"), ("pool3", self.pool_scales[1], "upscore_pool4"))
-        for pool, scale, upscore in skips[: SKIPS[self.stride]]:
+        *upscores, last_upscore = UPSAMPLING[self.stride]
+        for upscore, pool, scale in zip(upscores, ("pool4", "pool3"), self.pool_scales, strict=False):
             up = self._upsample(upscore, 4, 2)
             x, grid = blobs[upscore] = up(x), up.grid(grid)
             skip, skip_grid = blobs[pool]
@@ -110,8 +109,7 @@ class FCN(nn.Module):
             blobs[f"fuse_{pool}"] = x, grid
 
         if upsample:
-            name = "upscore" if self.stride == 32 else f"upscore{self.stride}"
-            up = self._upsample(name, 2 * self.stride, self.stride)
+            up = self._upsample(last_upscore, 2 * self.stride, self.stride)
             grid = up.grid(grid)
             offset = grid.offset_of(IMAGE)
             blobs["score"] = up(x, offset=offset, size=(image.shape[1], image.shape[2])), grid.crop(offset)
@@ -127,6 +125,19 @@ class FCN(nn.Module):
 
         jax.eval_shape(trace, jax.random.key(0), jnp.zeros((1, 32, 32, self.in_channels)))
         return found
+
+    def _check(self, image: jax.Array) -> None:
+        if image.shape[-1] != self.in_channels:
+            raise ValueError(f"the image has {image.shape[-1]} channels, the net takes {self.in_channels}")
+        for field, value, choices in (("padding", self.padding, PADDINGS), ("stride", self.stride, UPSAMPLING)):
+            if value not in choices:
+                raise ValueError(f"{field}={value!r} is none of {', '.join(map(str, choices))}")
+        for field, names, layers in (
+            ("channels", self.channels or (), [*vgg.layer_names(), "fc6", "fc7"]),
+            ("upsampling", () if isinstance(self.upsampling, str) else self.upsampling, UPSAMPLING[self.stride]),
+        ):
+            if unknown := set(names) - set(layers):
+                raise ValueError(f"{field} names {', '.join(sorted(unknown))}, the net has {', '.join(layers)}")
 
     def _conv(self, name: str, features: int, kernel_size: int, padding: int) -> Conv:
         features = (self.channels or {}).get(name, features if name in ("fc6", "fc7") else self._scaled(features))

@@ -26,6 +26,11 @@ VARIANTS = {"D": (2, 2, 3, 3, 3)}
 CHANNELS = (64, 128, 256, 512, 512)
 
 
+def layer_names(variant: str = "D") -> list[str]:
+    """The convolutions' names, in order."""
+    return [f"conv{block}_{layer}" for block, depth in enumerate(VARIANTS[variant], 1) for layer in range(1, depth + 1)]
+
+
 def trunk(
     conv: Callable[..., nn.Module], x: jax.Array, grid: Grid, variant: str = "D", first_padding: int = 1
 ) -> dict[str, tuple[jax.Array, Grid]]:
