@@ -31,8 +31,8 @@ def camvid(config: experiment.Config) -> None:
     config.data.update(name="camvid", root="data/camvid", batch_size=2)
     config.data.augment.update(flip=True, scale=(0.6, 1.2), crop=(224, 320), color=0.1)
     config.optim.update(name="adamw", lr=1e-4, weight_decay=1e-4, clip_norm=1.0, lr_multipliers=())
-    config.optim.update(schedule="poly", warmup_steps=50)
-    config.train.update(steps=1500, eval_every=500, checkpoint_every=100, log_every=10)
+    config.optim.update(schedule="poly", warmup_steps=50, frozen=("conv1_*", "conv2_*"))
+    config.train.update(steps=1350, eval_every=675, checkpoint_every=135, log_every=10)
 
 
 def voc2012(config: experiment.Config) -> None:
