@@ -20,7 +20,7 @@ def shapes(config: experiment.Config) -> None:
     config.data.shapes.update(height=128, width=128, train_images=100_000, val_images=200)
     config.optim.update(name="adamw", lr=1.5e-3, beta2=0.99, weight_decay=1e-4, lr_multipliers=(), clip_norm=1.0)
     config.optim.update(schedule="cosine", warmup_steps=50)
-    config.train.update(steps=1800, eval_every=600, checkpoint_every=300, log_every=100)
+    config.train.update(steps=2400, eval_every=800, checkpoint_every=400, log_every=100)
 
 
 def camvid(config: experiment.Config) -> None:
@@ -32,7 +32,7 @@ def camvid(config: experiment.Config) -> None:
     config.data.augment.update(flip=True, scale=(0.6, 1.2), crop=(224, 320), color=0.1)
     config.optim.update(name="adamw", lr=1e-4, weight_decay=1e-4, clip_norm=1.0, lr_multipliers=())
     config.optim.update(schedule="poly", warmup_steps=50, frozen=("conv1_*", "conv2_*"))
-    config.train.update(steps=1350, eval_every=675, checkpoint_every=135, log_every=10)
+    config.train.update(steps=2700, eval_every=900, checkpoint_every=150, log_every=20)
 
 
 def voc2012(config: experiment.Config) -> None:

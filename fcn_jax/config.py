@@ -1,9 +1,7 @@
 """What an experiment is: every field with its default, checked, and kept beside the run as JSON."""
 
-import difflib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,18 +9,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fcn_jax import models, optim, parallel, steps
+from fcn_jax import fields, models, optim, parallel, steps
 from fcn_jax.data import DATASETS
-from fcn_jax.errors import CheckpointError, ConfigError
+from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
 from fcn_jax.inputs import FCN_INPUT, InputSpec
 from fcn_jax.models.fcn import PADDINGS
 from fcn_jax.models.layers import UPSAMPLING_FORMS
 
-DTYPES = ("float32", "bfloat16", "float64")
+DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
 
-# What may differ between a run and its resumption: when things happen and where they lie, not what is computed.
-FREE_ON_RESUME = ("train", "parallel", "data.root", "data.cache", "data.threads", "data.voc.sbd_root", "init")
+# What may differ between a run and its resumption: how long, when, and where things lie. Threads change no result.
+FREE_ON_RESUME = (
+    *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"),
+    *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "init.workdir", "init.weights"),
+    *(f"data.folder.{path}" for path in ("images", "masks", "classes", "colors", "train_list", "val_list")),
+)
 
 
 # ml_collections' annotations give every field every type at once, which tells a reader and a type checker nothing.
@@ -118,14 +120,14 @@ def choose(argument: str, variants: Iterable[str]) -> str:
     """Checks a config file's `:argument`. Raises ConfigError with what there is."""
     variants = tuple(variants)
     if argument not in variants:
-        hint = _did_you_mean(argument, variants)
+        hint = did_you_mean(argument, variants)
         raise ConfigError(f"no variant {argument!r}{hint}; there are {', '.join(variants)}")
     return argument
 
 
 def validate(config: Config) -> None:
     """Raises ConfigError, one plain line, for a value that is none of its field's or for fields that contradict."""
-    _check_fields(default().to_dict(), config.to_dict())
+    fields.check(default().to_dict(), config.to_dict())
     for field, value, choices in (
         ("model.name", config.model.name, models.MODELS),
         ("model.padding", config.model.padding, PADDINGS),
@@ -139,7 +141,7 @@ def validate(config: Config) -> None:
         ("parallel.mode", config.parallel.mode, parallel.MODES),
     ):
         if value not in choices:
-            hint = _did_you_mean(value, choices)
+            hint = did_you_mean(value, choices)
             raise ConfigError(f"{field}={value!r} is none of {', '.join(choices)}{hint}")
     for field, value, lowest in (
         ("data.batch_size", config.data.batch_size, 1),
@@ -190,17 +192,17 @@ def input_spec(config: Config) -> InputSpec:
 
 def make_model(config: Config, num_classes: int) -> nn.Module:
     """The experiment's net, for a data set of that many classes."""
-    fields = config.model
+    net = config.model
     return models.create(
-        fields.name,
+        net.name,
         num_classes,
-        padding=fields.padding,
-        width=fields.width,
-        fc_width=fields.fc_width,
-        dropout=fields.dropout,
-        upsampling=fields.upsampling,
-        dtype=jnp.dtype(fields.dtype),
-        precision=None if fields.precision == "default" else fields.precision,
+        padding=net.padding,
+        width=net.width,
+        fc_width=net.fc_width,
+        dropout=net.dropout,
+        upsampling=net.upsampling,
+        dtype=jnp.dtype(net.dtype),
+        precision=None if net.precision == "default" else net.precision,
     )
 
 
@@ -210,106 +212,33 @@ def to_json(config: Config) -> str:
 
 
 def load(path: Path) -> Config:
-    """Reads back what `to_json` wrote. Raises CheckpointError when there is none."""
+    """Reads back what `to_json` wrote. Raises CheckpointError when there is none, or one that is no config of ours."""
     try:
-        saved = json.loads(path.read_text())
+        saved = fields.tuples(json.loads(path.read_text()))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} is not the workdir of a run") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is no valid JSON ({error})") from None
-    return ConfigDict(_tuples(saved))
+    config = default()
+    try:
+        # Fields that are newer than the file keep their defaults.
+        fields.check(config.to_dict(), saved)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    config.update(saved)
+    return config
 
 
 def check_resume(config: Config, saved: Config, workdir: Path) -> None:
     """Raises ConfigError with every difference that would make the resumed run another one."""
-    new, old = _flat(config.to_dict()), _flat(saved.to_dict())
+    new, old = fields.flat(config.to_dict()), fields.flat(saved.to_dict())
     differences = [
         f"{field}: {old.get(field)!r} → {new.get(field)!r}"
         for field in sorted(new.keys() | old.keys())
-        if new.get(field) != old.get(field)
-        and not any(field == free or field.startswith(free + ".") for free in FREE_ON_RESUME)
+        if new.get(field) != old.get(field) and field not in FREE_ON_RESUME
     ]
     if differences:
         raise ConfigError(
             f"{workdir} holds a run with another config ({'; '.join(differences)}): choose another --workdir, "
             "or undo these"
         )
-
-
-def _check_fields(known: Mapping, given: Any, prefix: str = "") -> None:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.')}={given!r} must be a group of fields: {', '.join(known)}")
-    for field, value in given.items():
-        if field not in known:
-            raise ConfigError(f"no config field {prefix + field!r}{_did_you_mean(field, known)}")
-        if isinstance(known[field], Mapping):
-            _check_fields(known[field], value, f"{prefix}{field}.")
-        else:
-            _check_form(prefix + field, known[field], value)
-
-
-def _check_form(field: str, known: Any, value: Any) -> None:
-    """Text stays text, a number a number, and a tuple has as many entries, of the same kind."""
-    if field in _NAME_TUPLES or field in _NUMBER_TUPLES or field in _RULE_TUPLES:
-        form, what = {
-            **dict.fromkeys(_NAME_TUPLES, (_is_text, "names: ('conv*', 'fc*')")),
-            **dict.fromkeys(_NUMBER_TUPLES, (_is_number, "numbers: (1000, 2000)")),
-            **dict.fromkeys(_RULE_TUPLES, (_is_rule, "rules: (('*/bias', 2.0),)")),
-        }[field]
-        fits = isinstance(value, tuple | list) and all(map(form, value))
-    elif isinstance(known, tuple):
-        whole = all(isinstance(entry, int) for entry in known)
-        what = f"{len(known)} {'whole numbers' if whole else 'numbers'}, as {known}"
-        fits = isinstance(value, tuple | list) and len(value) == len(known)
-        fits = fits and all(_is_number(entry) and (isinstance(entry, int) or not whole) for entry in value)
-    elif isinstance(known, bool):
-        fits, what = isinstance(value, bool), "True or False"
-    elif isinstance(known, int):
-        fits, what = isinstance(value, int) and not isinstance(value, bool), "a whole number"
-    elif isinstance(known, float):
-        fits, what = _is_number(value), "a number"
-    else:
-        fits, what = _is_text(value), "text"
-    if not fits:
-        raise ConfigError(f"{field}={value!r} must be {what}")
-
-
-_NAME_TUPLES = ("init.skip", "optim.frozen")
-_NUMBER_TUPLES = ("optim.boundaries",)
-_RULE_TUPLES = ("optim.lr_multipliers", "optim.decay_multipliers")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_rule(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and _is_text(value[0]) and _is_number(value[1])
-
-
-def _did_you_mean(given: str, choices: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(given), list(choices), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _flat(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for field, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{field}.")
-        else:
-            flat[prefix + field] = _tuples(value)
-    return flat
-
-
-def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(value, Mapping):
-        return {field: _tuples(item) for field, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_tuples(item) for item in value)
-    return value

@@ -3,6 +3,15 @@
 The commands print such an error as one line and exit; everything else is a bug and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(given: object, choices: Iterable[str]) -> str:
+    """The end of such a line, `; did you mean 'fcn8s'?`, or nothing where no choice is close."""
+    close = difflib.get_close_matches(str(given), list(choices), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
 
 class UserError(Exception):
     """A fault in what the user gave. The message is one plain line."""

@@ -35,7 +35,12 @@ def make_optimizer(fields: Any, total_steps: int, params: Any) -> optax.Gradient
     if fields.name == "sgd":
         steps = [decay, optax.scale_by_schedule(rate), multiply, optax.trace(fields.momentum)]
     elif fields.name == "adamw":
-        steps = [optax.scale_by_adam(b1=fields.momentum, b2=fields.beta2), decay, optax.scale_by_schedule(rate), multiply]
+        steps = [
+            optax.scale_by_adam(b1=fields.momentum, b2=fields.beta2),
+            decay,
+            optax.scale_by_schedule(rate),
+            multiply,
+        ]
     else:
         raise ConfigError(f"optim.name: no optimizer {fields.name!r}; there are {', '.join(OPTIMIZERS)}")
     if fields.clip_norm:

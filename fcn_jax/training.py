@@ -83,6 +83,8 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             seed=config.seed,
             start_step=start,
             threads=config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         reporter = report.Reporter(workdir, start, active=jax.process_index() == 0)
         progress = Progress(config, reporter, optim.parameter_names(abstract), schedule)

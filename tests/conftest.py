@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # In this process only, not in the environment: programs that tests start run as users run them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -66,6 +67,24 @@ def shared() -> Path:
     if not (folder / "parity").is_dir():
         pytest.skip("shared data not found")
     return folder
+
+
+@pytest.fixture(scope="module")
+def fast_compilation(tmp_path_factory):
+    """Programs are compiled with little optimisation, and once: runs that follow find them on disk."""
+    options = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

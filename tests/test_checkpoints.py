@@ -132,9 +132,7 @@ def test_without_scores_the_latest_is_the_best(tmp_path):
 def test_a_checkpoint_that_is_not_there(run, which):
     with (
         Checkpoints(run, read_only=True) as checkpoints,
-        pytest.raises(
-            CheckpointError, match=rf"no checkpoint '{which}' in .*: there are \[2, 5, 6\], best, latest$"
-        ),
+        pytest.raises(CheckpointError, match=rf"no checkpoint '{which}' in .*: there are \[2, 5, 6\], best, latest$"),
     ):
         checkpoints.restore_params(which)
 

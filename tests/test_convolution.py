@@ -80,16 +80,19 @@ def test_a_kernel_need_not_be_square():
     np.testing.assert_allclose(found, native(x, kernel, padding=1), atol=1e-4)
 
 
-@pytest.mark.parametrize(("kernel_size", "on_cpu"), [(3, True), (5, False), (7, False)])
+@pytest.mark.parametrize(
+    ("kernel_size", "channels", "on_cpu"), [(3, 5, True), (5, 5, False), (7, 5, False), (3, 4, False), (1, 5, True)]
+)
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_the_platform_decides(kernel_size, on_cpu, differentiate):
+def test_the_platform_decides(kernel_size, channels, on_cpu, differentiate):
     """Only CPUs run patches, and lowering for a TPU from here leaves nothing of them behind."""
 
     def run(x, kernel):
         return jnp.sum(conv2d(x, kernel, padding=kernel_size // 2))
 
     function = jax.jit(jax.grad(run, argnums=(0, 1)) if differentiate else run)
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 9, 9, 3), (kernel_size, kernel_size, 3, 4))]
+    shapes = (1, 9, 9, channels), (kernel_size, kernel_size, channels, 4)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     traced = function.trace(*shapes)
     lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
     assert ("stablehlo.convolution" in lowered["cpu"]) == on_cpu

@@ -47,10 +47,7 @@ def by_hand(source, predictions) -> np.ndarray:
     return matrix
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation(tmp_path_factory):
-    with tiny.fast_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 @pytest.fixture(scope="module")

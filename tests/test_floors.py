@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: "ops losses metrics labels inputs errors",
+    0: "ops losses metrics labels inputs errors fields",
     1: "models data",
     2: "weights config steps state optim parallel checkpoints report visualize command_line",
     3: "training progress evaluation predict",

@@ -17,9 +17,9 @@ NAMES = ["conv1/bias", "conv1/kernel", "fc6/bias", "fc6/kernel", "up/kernel"]
 def fields(**changes) -> ConfigDict:
     """A config's `optim` group: plain SGD at a fixed rate, but for the changes."""
     group = {
-        "name": "sgd", "lr": 0.1, "momentum": 0.9, "beta2": 0.999, "weight_decay": 0.0, "lr_multipliers": (), "decay_multipliers": (),
-        "frozen": (), "schedule": "fixed", "warmup_steps": 0, "boundaries": (), "gamma": 0.1, "power": 0.9,
-        "clip_norm": 0.0,
+        "name": "sgd", "lr": 0.1, "momentum": 0.9, "beta2": 0.999, "weight_decay": 0.0,
+        "lr_multipliers": (), "decay_multipliers": (), "frozen": (), "schedule": "fixed", "warmup_steps": 0,
+        "boundaries": (), "gamma": 0.1, "power": 0.9, "clip_norm": 0.0,
     }  # fmt: skip
     return ConfigDict(group | changes)
 

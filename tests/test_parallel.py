@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 
 from fcn_jax import config as experiment
 from fcn_jax import models, optim, parallel, state, steps
@@ -28,10 +27,7 @@ RECIPE.update(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation(tmp_path_factory):
-    with tiny.fast_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def make_batch(step: int, dtype: type = np.float32) -> dict[str, np.ndarray]:

@@ -21,10 +21,7 @@ SIZES = [(1, 1), (7, 200), (33, 47)]
 INFO = DatasetInfo("halves", ("dark", "bright"), ((10, 20, 30), (200, 210, 220)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation(tmp_path_factory):
-    with tiny.fast_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def randomly(params, seed: int):

@@ -7,20 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 PAGE = Path(__file__).parents[1] / "docs" / "prototyping.md"
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(fast_compilation):
     """What the page's blocks leave defined."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 5
     names: dict = {"__name__": "prototyping"}
-    cache = tmp_path_factory.getbasetemp() / "compiled"
     # The page is a user's program: JAX is no stricter in it than with a user.
-    with tiny.fast_compilation(cache), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), names)
         yield names

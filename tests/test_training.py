@@ -28,10 +28,7 @@ from fcn_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteErr
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_compilation(tmp_path_factory):
-    with tiny.fast_compilation(tmp_path_factory.getbasetemp() / "compiled"):
-        yield
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
 def train(workdir: Path, **changes) -> tuple[state.TrainState, str]:

@@ -1,10 +1,7 @@
 """Experiments so small that a test can run them whole: a narrow FCN on a few drawn images of 32×32."""
 
-import contextlib
 from pathlib import Path
 
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from fcn_jax import config as experiment
@@ -46,23 +43,3 @@ def claimed(workdir: Path, tiny: ConfigDict) -> Path:
     """A working directory that says what its run is, before the first step."""
     training._claim(workdir, tiny, source(tiny, "train").info)
     return workdir
-
-
-@contextlib.contextmanager
-def fast_compilation(cache: Path):
-    """Programs are compiled with little optimisation, and once: runs that follow find them in the folder `cache`."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(cache),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    try:
-        for name, value in options.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()

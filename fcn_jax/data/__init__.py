@@ -4,12 +4,11 @@ A data source has `info: DatasetInfo`, a length, and `source[i] -> {"image": u8[
 RGB, and label 255 for void. It is deterministic, picklable, and safe to read from several threads.
 """
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from fcn_jax.errors import ConfigError
+from fcn_jax.errors import ConfigError, did_you_mean
 
 
 def _opener(module: str) -> Callable[[Any, str], Any]:
@@ -32,7 +31,6 @@ DATASETS: dict[str, Callable[[Any, str], Any]] = {
 def open_split(fields: Any, split: str) -> Any:
     """The data source that the config's `data` group names. ConfigError on names that do not exist."""
     if fields.name not in DATASETS:
-        close = difflib.get_close_matches(str(fields.name), DATASETS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(fields.name, DATASETS)
         raise ConfigError(f"data.name is {fields.name!r}; the data sets are {', '.join(DATASETS)}{hint}")
     return DATASETS[fields.name](fields, split)
