@@ -86,44 +86,45 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        reporter = report.Reporter(workdir, start, active=jax.process_index() == 0)
-        progress = Progress(config, reporter, optim.parameter_names(abstract), schedule)
-        for step in range(start + 1, config.train.steps + 1):
-            if profile and step == start + 3:
-                jax.profiler.start_trace(str(workdir))
-            with progress.waiting():
-                batch = parallel.put_batch(next(batches), mesh, mode)
-            with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
-                current, step_report = train_step(current, batch)
-            progress.add(step, step_report, current)
-            if profile and step == min(start + 8, config.train.steps):
-                jax.block_until_ready(current)
-                jax.profiler.stop_trace()
-                profile = False
-                print(f"wrote a trace of steps {start + 3} to {step} into {workdir}/plugins/profile")
-
+        with report.Reporter(workdir, start, active=jax.process_index() == 0) as reporter:
+            progress = Progress(config, reporter, optim.parameter_names(abstract), schedule)
             last = config.train.steps
-            mean_iou = None
-            if report.due(step, config.train.eval_every, last):
-                with progress.paused(current):
-                    result = evaluation.evaluate_net(
-                        eval_step,
-                        current.params,
-                        val_source,
-                        spec,
-                        mesh,
-                        mode,
-                        batch_size=config.data.batch_size,
-                        threads=config.data.threads,
-                    )
-                    mean_iou = result.scores.mean_iou
-                    progress.write_scores(step, result)
-            if mean_iou is not None or report.due(step, config.train.checkpoint_every, last):
-                with progress.paused(current):
-                    progress.check_parameters(step, current)
-                    checkpoints.save(step, current, mean_iou)
-        _write_pictures(config, workdir, model, current.params, val_source, reporter)
-        reporter.close()
+            for step in range(start + 1, last + 1):
+                if profile and step == start + 3:
+                    jax.profiler.start_trace(str(workdir))
+                with progress.waiting():
+                    batch = parallel.put_batch(next(batches), mesh, mode)
+                with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
+                    current, step_report = train_step(current, batch)
+                progress.add(step, step_report, current)
+                if profile and step == min(start + 8, last):
+                    jax.block_until_ready(current)
+                    jax.profiler.stop_trace()
+                    profile = False
+                    print(f"wrote a trace of steps {start + 3} to {step} into {workdir}/plugins/profile")
+
+                mean_iou = None
+                if report.due(step, config.train.eval_every, last):
+                    with progress.paused(current):
+                        result = evaluation.evaluate_net(
+                            eval_step,
+                            current.params,
+                            val_source,
+                            spec,
+                            mesh,
+                            mode,
+                            batch_size=config.data.batch_size,
+                            threads=config.data.threads,
+                        )
+                        mean_iou = result.scores.mean_iou
+                        progress.write_scores(step, result)
+                if step == last:
+                    # Before the last checkpoint: with it a run is finished, and is not looked at again.
+                    _write_pictures(config, workdir, model, current.params, val_source, reporter)
+                if mean_iou is not None or report.due(step, config.train.checkpoint_every, last):
+                    with progress.paused(current):
+                        progress.check_parameters(step, current)
+                        checkpoints.save(step, current, mean_iou)
     print(f"finished: {workdir}")
     return current
 
@@ -170,12 +171,16 @@ def _from_run(workdir: Path, params: Any) -> tuple[Any, str]:
 
 
 def _claim(workdir: Path, config: experiment.Config, info: DatasetInfo) -> None:
-    """Writes what the run is into its directory, or checks that it is the same run."""
-    path = workdir / "config.json"
-    if path.exists():
+    """Writes what the run is into its directory, or checks that it is the same run.
+
+    A start that failed before its first report leaves nothing that another config could spoil.
+    """
+    path, metrics = workdir / "config.json", workdir / report.METRICS_FILE
+    begun = any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    if begun and not path.exists():
+        raise CheckpointError(f"{workdir} holds a run without its config.json: choose another --workdir")
+    if begun:
         experiment.check_resume(config, experiment.load(path), workdir)
-    elif workdir.exists() and (workdir / "checkpoints").exists():
-        raise CheckpointError(f"{workdir} has checkpoints but no config.json: choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / "classes.json", json.dumps(dataclasses.asdict(info), indent=1) + "\n")
     _write(path, experiment.to_json(config))

@@ -5,16 +5,23 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import cast
 from zlib import crc32
 
 import cv2
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fcn_jax.data import synthetic
 from fcn_jax.data.synthetic import INFO, Shapes, open_split
 from fcn_jax.errors import ConfigError
 from fcn_jax.labels import IGNORE
+from fcn_jax.losses import cross_entropy
+from fcn_jax.metrics import confusion, scores
 
 
 def fingerprint(example) -> int:
@@ -124,6 +131,40 @@ def test_a_colour_histogram_knows_little(examples):
     for weights in (np.ones(INFO.num_classes), 1 / votes.sum(0)):
         guess = (votes * weights).argmax(1)[colour]
         assert mean_iou(pairs(label, guess, INFO.num_classes)) <= 0.40
+
+
+@pytest.mark.slow
+def test_a_net_of_1x1_convolutions_knows_little(examples):
+    """Three layers of 64 on single pixels, with all pixels counting alike or all classes; scored as the histogram."""
+    net = nn.Sequential(
+        [nn.Dense(64), nn.relu, nn.Dense(64), nn.relu, nn.Dense(64), nn.relu, nn.Dense(INFO.num_classes)]
+    )
+    optimizer = optax.adam(2e-3)
+
+    def pixels(part):
+        image = np.stack([example["image"] for example in part]).astype(np.float32).reshape(-1, 3) / 64 - 2
+        return image, np.stack([example["label"] for example in part]).reshape(-1)
+
+    @jax.jit
+    def learn(params, opt_state, image, label, weights):
+        def loss(params):
+            total, count = cross_entropy(cast(jax.Array, net.apply(params, image)), label, weights)
+            return total / count.astype(total.dtype)
+
+        updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    image, label = pixels(examples[:100])
+    unseen, truth = pixels(examples[100:])
+    shares = np.bincount(label[label != IGNORE], minlength=INFO.num_classes) / np.sum(label != IGNORE)
+    for weights in (np.ones(INFO.num_classes), 1 / shares / INFO.num_classes):
+        params = net.init(jax.random.key(0), image[:1])
+        opt_state, rng = optimizer.init(params), np.random.default_rng(0)
+        for _ in range(600):
+            batch = rng.integers(0, len(image), 8192)
+            params, opt_state = learn(params, opt_state, image[batch], label[batch], weights.astype(np.float32))
+        guess = jnp.argmax(cast(jax.Array, net.apply(params, unseen)), -1)
+        assert scores(confusion(truth, guess, INFO.num_classes)).mean_iou <= 0.40
 
 
 def test_a_lollipop_is_a_stick_with_a_disc():
