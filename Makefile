@@ -39,6 +39,8 @@ lint: $(dev_stamp)
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fcn_jax needs Python 3.11 or newer, and \
 	'$(PYTHON)' is: $$($(PYTHON) --version 2>&1 || true). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@if [ -e $(VENV) ] && ! [ -e $(VENV)/.installing ] && ! [ -e $(VENV)/pyvenv.cfg ]; then \
+	  echo "'$(VENV)' is there and no virtual environment: name another one, make $(MAKECMDGOALS) VENV=…"; exit 1; fi
 	@if [ -e $(VENV)/.installing ] || [ "$$($(bin)/python -V 2>&1)" != "$$($(PYTHON) -V 2>&1)" ]; then rm -rf $(VENV); fi
 	@echo "Installing into $(VENV): a few minutes the first time."
 	@mkdir -p $(VENV) && touch $(VENV)/.installing && rm -f $(VENV)/.installed-*

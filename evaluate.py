@@ -6,7 +6,9 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from fcn_jax import command_line, predict
+from fcn_jax import command_line, data, evaluation, predict
+from fcn_jax import config as experiment
+from fcn_jax.errors import ConfigError
 
 predict.define_flags()
 CONFIG = config_flags.DEFINE_config_file("config", None, "Whose `data` to score on; by default that of the run.")
@@ -17,10 +19,7 @@ SAVE_PREDICTIONS = flags.DEFINE_bool("save_predictions", False, "Write the predi
 
 
 def main(arguments: Sequence[str]) -> None:
-    from fcn_jax import config as experiment
-    from fcn_jax import data, evaluation
-    from fcn_jax.errors import ConfigError
-
+    """The command."""
     command_line.refuse_arguments(arguments)
     values = flags.FLAGS
     config = command_line.experiment(CONFIG)
@@ -32,6 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     split = SPLIT.value or config.data.val_split
     source = data.open_split(config.data, split)
     output = Path(OUTPUT.value or Path(values.workdir or ".") / "evaluation").expanduser()
+    if PREDICTIONS.value is not None and SAVE_PREDICTIONS.value:
+        raise ConfigError("--predictions and --save_predictions contradict each other: they are saved already")
+    evaluation.check_outputs(output, split, SAVE_PREDICTIONS.value, values.overwrite)
     if PREDICTIONS.value is not None:
         print(f"predictions in {PREDICTIONS.value} on {config.data.name} {split}", flush=True)
         result = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
                 f"{source.info.num_classes}: name the data that it was trained for by --config"
             )
         print(f"{predictor.origin} on {config.data.name} {split}: {len(source)} images", flush=True)
-        result = evaluation.evaluate_predictor(source, predictor, output / split if SAVE_PREDICTIONS.value else None)
+        folder = evaluation.prediction_folder(output, split) if SAVE_PREDICTIONS.value else None
+        result = evaluation.evaluate_predictor(source, predictor, folder)
     print(result.table())
     result.write(output, split)
     print(f"results in {output}/{split}.json and .txt")

@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from fcn_jax import command_line
+from fcn_jax import command_line, training
 from fcn_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:VARIANT.")
@@ -15,8 +15,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early step
 
 
 def main(arguments: Sequence[str]) -> None:
-    from fcn_jax import training  # JAX is imported after the flags were found good.
-
+    """The command."""
     command_line.refuse_arguments(arguments)
     config = command_line.experiment(CONFIG)
     if config is None:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return main(arguments[1:])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
+            return 1
+        except OSError as error:
+            # A folder that cannot be written, a full disk.
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
             return 1
 
     # JAX tells at this level which accelerators it did not find.
@@ -41,8 +48,7 @@ def experiment(flag: Any) -> Any:
         if config is not None:
             config.to_dict()
     except OSError as error:
-        reason = str(error).split("[Errno")[-1].partition("] ")[2] or str(error)
-        raise ConfigError(f"--config cannot be read: {' '.join(reason.split())}") from None
+        raise ConfigError(_unreadable(error)) from None
     return config
 
 
@@ -59,9 +65,14 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         message = str(error)
     except flags.Error as error:
         message = _without_traceback(str(error))
-    except (AttributeError, KeyError, TypeError) as error:
+    except OSError as error:
+        message = _unreadable(error)
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
         # A field that the config does not have, as ml_collections reports it.
         message = _unknown_field(str(error))
+    except (NameError, ImportError, SyntaxError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"--config: {place.filename}, line {place.lineno}: {type(error).__name__}: {error}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
@@ -75,9 +86,16 @@ def _without_traceback(message: str) -> str:
     return f"{places[-1][0]}, line {places[-1][1]}: {fault}" if places else fault
 
 
+def _unreadable(error: OSError) -> str:
+    reason = str(error).split("[Errno")[-1].partition("] ")[2] or str(error)
+    return f"--config cannot be read: {' '.join(reason.split())}"
+
+
 def _unknown_field(message: str) -> str:
     suggestion = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', message)
     if suggestion:
         return f"no config field {suggestion[2]!r}; did you mean {suggestion[1]!r}?"
-    field = re.search(r"'(\w+)", message)
-    return f"no config field {field[1]!r}" if field else message
+    if "get_config" in message:
+        return "--config: the file has no function get_config"
+    named = re.search(r"Attempting to lookup: (\S+)", message) or re.search(r"^'*\"?'?(\w+)", message)
+    return f"no config field {named[1]!r}" if named else f"--config: {message}"

@@ -1,5 +1,6 @@
 """What an experiment is: every field with its default, checked, and kept beside the run as JSON."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fcn_jax import fields, models, optim, parallel, steps
-from fcn_jax.data import DATASETS
+from fcn_jax.data import DATASETS, transforms
 from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
 from fcn_jax.inputs import FCN_INPUT, InputSpec
+from fcn_jax.labels import DatasetInfo
 from fcn_jax.models.fcn import PADDINGS
 from fcn_jax.models.layers import UPSAMPLING_FORMS
 
+CONFIG_FILE, CLASSES_FILE = "config.json", "classes.json"  # in a workdir: what the run is
 DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("default", "high", "highest")
 
@@ -41,7 +44,7 @@ def default() -> Config:
     config.model.name = "fcn8s"
     config.model.padding = "same"  # or "caffe": 100 pixels around the image, as released
     config.model.width = 1.0  # multiplies all channel counts
-    config.model.fc_width = 4096  # channels of fc6 and fc7
+    config.model.fc_width = 0  # channels of fc6 and fc7; 0 means 4096 times width
     config.model.dropout = 0.5
     config.model.upsampling = "fixed"  # or a parameter that starts bilinear: "grouped", "dense"
     config.model.dtype = "float32"  # of the computation; parameters, scores and loss stay float32
@@ -152,33 +155,42 @@ def validate(config: Config) -> None:
         ("train.eval_every", config.train.eval_every, 0),
         ("train.checkpoint_every", config.train.checkpoint_every, 1),
         ("train.pictures", config.train.pictures, 0),
-        ("model.fc_width", config.model.fc_width, 1),
+        ("model.fc_width", config.model.fc_width, 0),
         ("optim.warmup_steps", config.optim.warmup_steps, 0),
         ("optim.clip_norm", config.optim.clip_norm, 0),
         ("optim.lr", config.optim.lr, 0),
+        ("optim.weight_decay", config.optim.weight_decay, 0),
+        ("optim.gamma", config.optim.gamma, 0),
+        ("optim.power", config.optim.power, 0),
+        ("init.fc_scale", config.init.fc_scale, 0),
+        ("seed", config.seed, 0),
     ):
         if value < lowest:
             raise ConfigError(f"{field}={value} must be at least {lowest}")
     if not config.model.width > 0:
         raise ConfigError(f"model.width={config.model.width} must be above 0")
-    if not 0 <= config.model.dropout < 1:
-        raise ConfigError(f"model.dropout={config.model.dropout} must be at least 0 and below 1")
+    for field, value in (
+        ("model.dropout", config.model.dropout),
+        ("optim.momentum", config.optim.momentum),
+        ("optim.beta2", config.optim.beta2),
+    ):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{field}={value} must be at least 0 and below 1")
     if config.init.workdir and config.init.weights:
         raise ConfigError("init.workdir and init.weights contradict each other: a net starts from one of them")
     if config.init.skip and not config.init.weights:
         raise ConfigError(f"init.skip={config.init.skip} needs init.weights, the file whose layers it names")
-    if config.loss.normalization == "sum" and config.optim.name == "sgd" and config.optim.lr > 1e-6:
+    plain_sgd = config.optim.name == "sgd" and not config.optim.clip_norm
+    if config.loss.normalization == "sum" and plain_sgd and config.optim.lr > 1e-6:
         raise ConfigError(
             f"optim.lr={config.optim.lr} with loss.normalization='sum' blows up: the gradient is summed over "
             "all pixels of an image; use 'valid_mean', or a rate of about 1e-10"
         )
-    if config.optim.schedule == "step" and not config.optim.boundaries:
-        raise ConfigError("optim.schedule='step' needs optim.boundaries, the steps at which the rate falls")
+    if (config.optim.schedule == "step") != bool(config.optim.boundaries):
+        raise ConfigError("optim.schedule='step' and optim.boundaries, the steps at which the rate falls, go together")
     if config.optim.warmup_steps >= config.train.steps:
         raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} leaves none of {config.train.steps} steps")
-    low, high = config.data.augment.scale
-    if not 0 < low <= high:
-        raise ConfigError(f"data.augment.scale={(low, high)} must be (low, high) with 0 < low ≤ high")
+    transforms.check(config.data.augment)
     input_spec(config)
 
 
@@ -198,7 +210,7 @@ def make_model(config: Config, num_classes: int) -> nn.Module:
         num_classes,
         padding=net.padding,
         width=net.width,
-        fc_width=net.fc_width,
+        fc_width=net.fc_width or None,
         dropout=net.dropout,
         upsampling=net.upsampling,
         dtype=jnp.dtype(net.dtype),
@@ -217,6 +229,8 @@ def load(path: Path) -> Config:
         saved = fields.tuples(json.loads(path.read_text()))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: {path.parent} is not the workdir of a run") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise CheckpointError(f"{path} is no valid JSON ({error})") from None
     config = default()
@@ -224,9 +238,24 @@ def load(path: Path) -> Config:
         # Fields that are newer than the file keep their defaults.
         fields.check(config.to_dict(), saved)
     except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path} is no config of a run ({error})") from None
     config.update(saved)
     return config
+
+
+def load_classes(path: Path) -> DatasetInfo:
+    """The classes of a run, as `classes_to_json` wrote them. Raises CheckpointError when it did not."""
+    try:
+        saved = json.loads(path.read_text())
+        palette = tuple(tuple(color) for color in saved["palette"])
+        return DatasetInfo(saved["name"], tuple(saved["class_names"]), palette)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} holds no classes of a run ({' '.join(str(error).split())})") from None
+
+
+def classes_to_json(info: DatasetInfo) -> str:
+    """Names and colours of the classes, for whoever uses the net without its data."""
+    return json.dumps(dataclasses.asdict(info), indent=1) + "\n"
 
 
 def check_resume(config: Config, saved: Config, workdir: Path) -> None:

@@ -16,7 +16,7 @@ from fcn_jax import metrics, parallel, report, visualize
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
-from fcn_jax.labels import DatasetInfo
+from fcn_jax.labels import DatasetInfo, is_class
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Evaluation:
         return f"{report.score_table(self.scores, self.info.class_names)}\n{self.counted_line()}"
 
     def write(self, folder: Path, name: str) -> None:
-        """Writes `<name>.json` and the table `<name>.txt`."""
+        """Writes `<name>.json` and the table `<name>.txt`; see `check_outputs`."""
         folder.mkdir(parents=True, exist_ok=True)
         entries = report.score_entries(self.scores, self.info.class_names, prefix=name)
         result = {
@@ -69,6 +69,24 @@ class Evaluation:
         }
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         (folder / f"{name}.txt").write_text(self.table() + "\n")
+
+
+def check_outputs(folder: Path, name: str, save_predictions: bool, overwrite: bool) -> None:
+    """Raises DataError where `Evaluation.write`, or saved predictions, would replace what is not an earlier result."""
+    result, predictions = folder / f"{name}.json", prediction_folder(folder, name)
+    if overwrite:
+        return
+    if (result.exists() and '"confusion"' not in result.read_text(errors="replace")) or (
+        (folder / f"{name}.txt").exists() and not result.exists()
+    ):
+        raise DataError(f"{result.with_suffix('')}.* is no earlier result: choose another --output, or say --overwrite")
+    if save_predictions and predictions.exists() and any(predictions.iterdir()):
+        raise DataError(f"{predictions} holds files: choose another --output, or say --overwrite")
+
+
+def prediction_folder(folder: Path, name: str) -> Path:
+    """Where the predictions of a split are saved."""
+    return folder / f"{name}_predictions"
 
 
 def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
@@ -161,4 +179,4 @@ def _count(result: Evaluation, label: np.ndarray, prediction: np.ndarray) -> Non
 
 
 def _labelled(label: np.ndarray, info: DatasetInfo) -> int:
-    return int(np.count_nonzero(label < info.num_classes))
+    return int(np.count_nonzero(is_class(label, info.num_classes)))

@@ -4,7 +4,7 @@
 the momentum buffer, so a change of rate takes effect over the buffer's memory; that differs from PyTorch wherever the
 rate changes. Source: Caffe's sgd_solver.cpp (Normalize, Regularize, ComputeUpdateValue).
 
-Multipliers and frozen sets are rules: patterns, as of a shell, over parameter names such as `fc6/kernel`.
+Multipliers and frozen sets are rules: patterns, as of a shell, over names of layers (`fc6`) or parameters (`*/bias`).
 """
 
 import fnmatch
@@ -88,7 +88,7 @@ def frozen_mask(params: Any, patterns: Iterable[str]) -> Any:
     patterns = tuple(patterns)
     _check_rules("frozen", patterns, params)
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(fnmatch.fnmatchcase(_name(path), pattern) for pattern in patterns), params
+        lambda path, _: any(_matches(_name(path), pattern) for pattern in patterns), params
     )
 
 
@@ -96,7 +96,7 @@ def _by_rules(rules: Rules, function) -> optax.GradientTransformation:
     """Applies `function(factor, update, param)` to each leaf; the last rule that matches its name gives the factor."""
 
     def factor(path) -> float:
-        matching = [factor for pattern, factor in rules if fnmatch.fnmatchcase(_name(path), pattern)]
+        matching = [factor for pattern, factor in rules if _matches(_name(path), pattern)]
         return matching[-1] if matching else 1.0
 
     def update(updates, state, params):
@@ -108,8 +108,13 @@ def _by_rules(rules: Rules, function) -> optax.GradientTransformation:
 def _check_rules(field: str, patterns: Iterable[str], params: Any) -> None:
     names = parameter_names(params)
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not any(_matches(name, pattern) for name in names):
             raise ConfigError(f"optim.{field}: {pattern!r} matches no parameter; they are {', '.join(names)}")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern means the parameter `layer/kind`, by its name or by its layer's."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.partition("/")[0], pattern)
 
 
 def _name(path) -> str:

@@ -20,7 +20,14 @@ _AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices (all local ones by default) in a row, under the axis name `data`."""
+    """The devices (all local ones by default) in a row, under the axis name `data`.
+
+    Raises ConfigError where there are several hosts: sums are completed over one host's devices.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{jax.process_count()} processes take part, and a run has one: start it without jax.distributed"
+        )
     # Auto axes: under the Explicit ones that jax.make_mesh defaults to, Linen's modules fail.
     return Mesh(np.array(jax.local_devices() if devices is None else devices), (_AXIS,), axis_types=(AxisType.Auto,))
 

@@ -44,8 +44,8 @@ class Predictor:
         Raises CheckpointError where there is no run, or no such checkpoint.
         """
         workdir = Path(workdir).expanduser()
-        config = experiment.load(workdir / "config.json")
-        info = _read_classes(workdir / "classes.json")
+        config = experiment.load(workdir / experiment.CONFIG_FILE)
+        info = experiment.load_classes(workdir / experiment.CLASSES_FILE)
         model = experiment.make_model(config, info.num_classes)
         with Checkpoints(workdir, read_only=True) as checkpoints:
             step, params = checkpoints.restore_params(checkpoint, state.abstract_params(model))
@@ -66,22 +66,14 @@ class Predictor:
         return np.asarray(self._predict(self._params, blob)[0])
 
 
-def _read_classes(path: Path) -> DatasetInfo:
-    try:
-        classes = json.loads(path.read_text())
-        palette = tuple(tuple(color) for color in classes["palette"])
-        return DatasetInfo(classes["name"], tuple(classes["class_names"]), palette)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): the same train command writes it anew") from None
-
-
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """The images that files, folders and globs name, in order. DataError where one names none, or two would clash."""
     paths: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in images.SUFFIXES)
+            visible = (file for file in path.iterdir() if not file.name.startswith("."))
+            found = sorted(file for file in visible if file.suffix.lower() in images.SUFFIXES)
         elif path.exists():
             found = [path]
         else:
@@ -92,7 +84,7 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
     by_stem: dict[str, Path] = {}
     for path in paths:
         other = by_stem.setdefault(path.stem, path)
-        if other != path:
+        if other.resolve() != path.resolve():
             raise DataError(f"{other} and {path} would give the same output: predict them into two folders")
     return list(by_stem.values())
 
@@ -108,7 +100,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path, ove
     written = [legend, *(target for row in targets for target in row[1:])]
     description = json.dumps(dataclasses.asdict(predictor.info), indent=1) + "\n"
     # Earlier predictions of the same classes have the same legend.
-    same_classes = classes.exists() and classes.read_text() == description
+    same_classes = classes.is_file() and classes.read_bytes() == description.encode()
     for target, other in itertools.pairwise(sorted(written)):
         if target == other:
             raise DataError(f"two of the outputs would be {target}: rename an image, or predict them into two folders")
@@ -158,6 +150,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best (by val mean IU), latest, or a step.")
     flags.DEFINE_string("weights", None, "A released weight file, instead of a run.")
     flags.DEFINE_string("model", None, "What that file is, for example voc-fcn8s.")
+    flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -175,5 +168,4 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     define_flags()
     flags.DEFINE_string("output", "predictions", "The folder to write into.")
-    flags.DEFINE_bool("overwrite", False, "Replace predictions that are there already.")
     command_line.run(main)

@@ -24,6 +24,7 @@ class Progress:
     ):
         self._config, self._reporter, self._names, self._schedule = config, reporter, names, schedule
         self._pending = collections.deque()
+        self._shapes: set[tuple[int, ...]] = set()
         self._loss_sum = self._pixels = 0.0
         self._waited = self._idle = 0.0
         self._steps = 0
@@ -32,6 +33,15 @@ class Progress:
     def waiting(self):
         """A context whose time counts as waiting for data."""
         return _Stopwatch(lambda seconds: setattr(self, "_waited", self._waited + seconds))
+
+    def note_shape(self, shape: tuple[int, ...]) -> None:
+        """Says when a batch has a shape that was not seen before: its step is compiled first, which takes a while."""
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            print(
+                f"compiling the step for batches of {' × '.join(map(str, shape))} (shape {len(self._shapes)})",
+                flush=True,
+            )
 
     def paused(self, current: state.TrainState):
         """A context whose time counts neither as training nor as waiting; all reports are read before it."""

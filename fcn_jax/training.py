@@ -5,9 +5,10 @@ and TensorBoard's events; `pictures/`. The same call goes on where it stopped: d
 functions of (seed, step), so that a resumed run computes what an uninterrupted one does, bit for bit.
 """
 
-import dataclasses
-import json
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fcn_jax.errors import CheckpointError
 from fcn_jax.labels import DatasetInfo
 from fcn_jax.predict import Predictor
 from fcn_jax.progress import Progress
+from fcn_jax.report import METRICS_FILE
 
 
 def train(config: experiment.Config, workdir: Path, profile: bool = False) -> state.TrainState:
@@ -45,8 +47,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     schedule = optim.make_schedule(config.optim, config.train.steps)
     spec = experiment.input_spec(config)
 
-    _claim(workdir, config, info)
-    with Checkpoints(workdir) as checkpoints:
+    with _claimed(workdir, config, info), Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest_step() or 0
         if start >= config.train.steps:
             print(f"{workdir}: finished at step {start} of {config.train.steps}; nothing to do")
@@ -58,7 +59,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             current = checkpoints.restore(start, _placed(like, mesh))
             print(f"resumed from step {start}")
         else:
-            params = initial_params(config, model)
+            params = initial_params(config, model, info)
             current = parallel.put_state(state.create(params, optimizer), mesh)
 
         mode = config.parallel.mode
@@ -90,10 +91,11 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             progress = Progress(config, reporter, optim.parameter_names(abstract), schedule)
             last = config.train.steps
             for step in range(start + 1, last + 1):
-                if profile and step == start + 3:
+                if profile and step == min(start + 3, last):
                     jax.profiler.start_trace(str(workdir))
                 with progress.waiting():
                     batch = parallel.put_batch(next(batches), mesh, mode)
+                progress.note_shape(batch["image"].shape)
                 with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
                     current, step_report = train_step(current, batch)
                 progress.add(step, step_report, current)
@@ -101,7 +103,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                     jax.block_until_ready(current)
                     jax.profiler.stop_trace()
                     profile = False
-                    print(f"wrote a trace of steps {start + 3} to {step} into {workdir}/plugins/profile")
+                    print(f"wrote a trace of steps {min(start + 3, last)} to {step} into {workdir}/plugins/profile")
 
                 mean_iou = None
                 if report.due(step, config.train.eval_every, last):
@@ -124,12 +126,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                 if mean_iou is not None or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
                         progress.check_parameters(step, current)
-                        checkpoints.save(step, current, mean_iou)
+                        # Without a labelled pixel in the split there is no score to rank the checkpoint by.
+                    checkpoints.save(step, current, mean_iou if mean_iou == mean_iou else None)
     print(f"finished: {workdir}")
     return current
 
 
-def initial_params(config: experiment.Config, model: nn.Module) -> Any:
+def initial_params(config: experiment.Config, model: nn.Module, info: DatasetInfo) -> Any:
     """Parameters before the first step: drawn from the seed, then taken from `init.workdir` or `init.weights`."""
     params = state.init_params(model, config.seed)
     for layer in ("fc6", "fc7"):
@@ -142,15 +145,24 @@ def initial_params(config: experiment.Config, model: nn.Module) -> Any:
         params = variables["params"]
         print(transferred)
     elif config.init.workdir:
-        params, transferred = _from_run(Path(config.init.workdir), params)
+        params, transferred = _from_run(Path(config.init.workdir).expanduser(), params, config, info)
         print(transferred)
     return params
 
 
-def _from_run(workdir: Path, params: Any) -> tuple[Any, str]:
+def _from_run(workdir: Path, params: Any, config: experiment.Config, info: DatasetInfo) -> tuple[Any, str]:
     """Takes over the layers that another run has too; finer skips' score layers start anew. Misfits are errors."""
-    if not (workdir / "config.json").exists():
+    if not (workdir / experiment.CONFIG_FILE).exists():
         raise CheckpointError(f"init.workdir={workdir} is not the workdir of a run: train that stage first")
+    for what, theirs, ours in (
+        ("classes", experiment.load_classes(workdir / experiment.CLASSES_FILE).class_names, info.class_names),
+        (
+            "input",
+            *(experiment.input_spec(each) for each in (experiment.load(workdir / experiment.CONFIG_FILE), config)),
+        ),
+    ):
+        if theirs != ours:
+            raise CheckpointError(f"init.workdir={workdir} was trained with other {what}: {theirs} there, {ours} here")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, source = checkpoints.restore_params("best")
     unused = sorted(source.keys() - params.keys())
@@ -175,15 +187,37 @@ def _claim(workdir: Path, config: experiment.Config, info: DatasetInfo) -> None:
 
     A start that failed before its first report leaves nothing that another config could spoil.
     """
-    path, metrics = workdir / "config.json", workdir / report.METRICS_FILE
+    path, classes, metrics = (
+        workdir / name for name in (experiment.CONFIG_FILE, experiment.CLASSES_FILE, METRICS_FILE)
+    )
     begun = any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
     if begun and not path.exists():
-        raise CheckpointError(f"{workdir} holds a run without its config.json: choose another --workdir")
+        raise CheckpointError(f"{workdir} holds a run without its {path.name}: choose another --workdir")
+    # What is there must be ours: a folder of data may hold files of these names too.
+    saved = experiment.load(path) if path.exists() else config
+    saved_info = experiment.load_classes(classes) if classes.exists() else info
     if begun:
-        experiment.check_resume(config, experiment.load(path), workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / "classes.json", json.dumps(dataclasses.asdict(info), indent=1) + "\n")
+        experiment.check_resume(config, saved, workdir)
+        if saved_info.class_names != info.class_names:
+            raise CheckpointError(
+                f"{workdir} holds a run with the classes {', '.join(saved_info.class_names)}, the data has now "
+                f"{', '.join(info.class_names)}: choose another --workdir"
+            )
+    _write(classes, experiment.classes_to_json(info))
     _write(path, experiment.to_json(config))
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path, config: experiment.Config, info: DatasetInfo) -> Iterator[None]:
+    """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"another process is training in {workdir}: choose another --workdir") from None
+        _claim(workdir, config, info)
+        yield
 
 
 def _write(path: Path, text: str) -> None:

@@ -45,6 +45,7 @@ def test_train_refuses(arguments, message):
     [
         (("--config", "configs/fcn8s.py:shape"), "did you mean 'shapes'"),
         (("--config", "configs/missing.py"), "configs/missing.py"),
+        (("--config", "configs/missing.py", "--config.optim.lr=1"), "configs/missing.py"),
         (("--config", "configs/fcn8s.py", "optim.lr=1"), "cannot make anything of 'optim.lr=1'"),
         ((), "name an experiment: --config configs/fcn8s.py"),
     ],
@@ -97,6 +98,9 @@ def test_words_that_belong_to_no_flag():
         (ConfigError("no variant 'x'"), "error: no variant 'x'"),
         (flags.UnrecognizedFlagError("wokdir", suggestions=["workdir"]), "Did you mean: workdir ?"),
         (AttributeError('\'Did you mean "lr" instead of "lrr"?\''), "error: no config field 'lrr'; did you mean 'lr'?"),
+        (AttributeError("module 'config_config' has no attribute 'get_config'"), "the file has no function get_config"),
+        (OSError("Failed loading\n  [Errno 2] No such file: 'a.py'"), "--config cannot be read: No such file: 'a.py'"),
+        (IndexError("tuple index out of range"), "error: "),
         (
             flags.Error('Traceback\n  File "a.py", line 3, in f\nNameError: no b'),
             "error: a.py, line 3: NameError: no b",

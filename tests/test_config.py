@@ -1,12 +1,15 @@
 """What an experiment is: faults are one plain line, JSON brings it back, and a resumed run is the same run."""
 
 import functools
+import importlib
 
+import jax
 import jax.numpy as jnp
 import pytest
 import tiny
 
 from fcn_jax import config as experiment
+from fcn_jax import optim
 from fcn_jax.errors import CheckpointError, ConfigError
 
 
@@ -63,8 +66,12 @@ def test_the_defaults_are_sound():
         ("optim.frozen", ("conv*", 3), "optim.frozen=('conv*', 3) must be names"),
         ("optim.boundaries", ("a",), "optim.boundaries=('a',) must be numbers"),
         ("optim.lr_multipliers", ("*/bias", 2.0), "optim.lr_multipliers=('*/bias', 2.0) must be rules"),
-        ("optim.schedule", "step", "needs optim.boundaries"),
+        ("optim.schedule", "step", "optim.schedule='step' and optim.boundaries"),
         ("optim.warmup_steps", 1000, "optim.warmup_steps=1000 leaves none of 1000 steps"),
+        ("optim.boundaries", (10,), "optim.schedule='step' and optim.boundaries"),
+        ("optim.momentum", 1.0, "optim.momentum=1.0 must be at least 0 and below 1"),
+        ("seed", -1, "seed=-1 must be at least 0"),
+        ("data.augment.crop", (0, 32), "data.augment.crop=(0, 32) must be height and width, or (0, 0)"),
         ("init.skip", ("fc6",), "init.skip=('fc6',) needs init.weights"),
         ("loss.normalization", "sum", "optim.lr=0.001 with loss.normalization='sum' blows up"),
     ],
@@ -78,6 +85,23 @@ def test_a_net_starts_from_one_place():
     config.init.update(workdir="runs/a", weights="a.caffemodel")
     with pytest.raises(ConfigError, match=r"init\.workdir and init\.weights contradict each other"):
         experiment.validate(config)
+
+
+@pytest.mark.parametrize("variant", ["shapes", "camvid", "voc2012", "folder"])
+@pytest.mark.parametrize("file", ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"])
+def test_every_config_is_sound(file, variant):
+    config = importlib.import_module(f"configs.{file}").get_config(variant)
+    experiment.validate(config)
+    assert config.name == (file if variant == "shapes" else f"{file}-{variant}")
+    assert (config.model.name, config.data.name) == (file, variant)
+    names = jax.eval_shape(lambda: experiment.make_model(config, 3).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    optim.make_optimizer(config.optim, config.train.steps, names["params"])
+
+
+def test_the_width_holds_for_the_whole_net():
+    config = changed("model.width", 1 / 64)
+    shapes = jax.eval_shape(lambda: experiment.make_model(config, 3).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    assert shapes["params"]["fc7"]["kernel"].shape == (1, 1, 64, 64)
 
 
 def test_a_config_file_knows_its_variants():

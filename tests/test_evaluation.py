@@ -105,6 +105,23 @@ def test_a_predictor_is_scored_and_its_predictions_saved(source, one_by_one, tmp
     assert again.counted_line() == result.counted_line()
 
 
+def test_only_earlier_results_are_replaced(source, one_by_one, tmp_path):
+    predictions = iter(one_by_one)
+    result = evaluation.evaluate_predictor(source, lambda image: next(predictions), None)
+    for _ in range(2):
+        evaluation.check_outputs(tmp_path, "val", True, False)
+        result.write(tmp_path, "val")
+    (tmp_path / "test.json").write_text('{"somebody": "else"}')
+    with pytest.raises(DataError, match=r"test\.\* is no earlier result: choose another --output, or say --overwrite"):
+        evaluation.check_outputs(tmp_path, "test", False, False)
+    evaluation.check_outputs(tmp_path, "test", False, True)
+    pictures = evaluation.prediction_folder(tmp_path, "val")
+    pictures.mkdir()
+    (pictures / "mine.png").write_text("")
+    with pytest.raises(DataError, match=r"val_predictions holds files"):
+        evaluation.check_outputs(tmp_path, "val", True, False)
+
+
 @pytest.fixture
 def folder(source, one_by_one, tmp_path):
     for example, prediction in zip(source.examples, one_by_one, strict=True):

@@ -70,7 +70,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     assert images.read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 0, 1, 255]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
 def test_exif_orientation_turns_images(tmp_path, suffix):
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:, :16] = 200  # left half bright: after a clockwise quarter turn, the upper half

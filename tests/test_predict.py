@@ -72,7 +72,7 @@ def test_a_folder_that_is_no_run(tmp_path, run):
     with pytest.raises(CheckpointError, match=r"no checkpoint '7'"):
         predict.Predictor.from_workdir(run[0], "7")
     (tmp_path / "config.json").write_text((run[0] / "config.json").read_text())
-    with pytest.raises(CheckpointError, match=r"classes\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"classes\.json holds no classes of a run"):
         predict.Predictor.from_workdir(tmp_path)
     (tmp_path / "classes.json").write_text((run[0] / "classes.json").read_text())
     with pytest.raises(CheckpointError, match=r"holds no checkpoint"):

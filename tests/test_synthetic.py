@@ -164,7 +164,7 @@ def test_a_net_of_1x1_convolutions_knows_little(examples):
             batch = rng.integers(0, len(image), 8192)
             params, opt_state = learn(params, opt_state, image[batch], label[batch], weights.astype(np.float32))
         guess = jnp.argmax(cast(jax.Array, net.apply(params, unseen)), -1)
-        assert scores(confusion(truth, guess, INFO.num_classes)).mean_iou <= 0.40
+        assert scores(confusion(jnp.asarray(truth), guess, INFO.num_classes)).mean_iou <= 0.40
 
 
 def test_a_lollipop_is_a_stick_with_a_disc():

@@ -2,11 +2,10 @@
 
 import contextlib
 import io
-import itertools
 import json
 import os
-import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,8 +140,36 @@ class TestGoingOn:
         assert (run[0] / "config.json").read_text() == before
 
     def test_checkpoints_without_a_config_are_left_alone(self, run, tmp_path):
-        (tmp_path / "checkpoints").mkdir()
-        with pytest.raises(CheckpointError, match=r"has checkpoints but no config\.json: choose another --workdir"):
+        (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+        with pytest.raises(CheckpointError, match=r"holds a run without its config\.json: choose another --workdir"):
+            train(tmp_path)
+
+    def test_a_start_that_failed_binds_no_config(self, tmp_path):
+        with pytest.raises(WeightFileError, match=r"no\.caffemodel"):
+            train(tmp_path, **{"init.weights": "no.caffemodel"})
+        assert (tmp_path / "config.json").exists()
+        tiny.claimed(tmp_path, tiny.config(**{"optim.lr": 0.5}))
+        assert experiment.load(tmp_path / "config.json").optim.lr == 0.5
+
+    @pytest.mark.parametrize("name", ["config.json", "classes.json"])
+    def test_files_of_others_are_left_alone(self, tmp_path, name):
+        (tmp_path / name).write_text('["background", "roof"]')
+        with pytest.raises(CheckpointError, match=rf"{name} (is no config|holds no classes) of a run"):
+            train(tmp_path)
+        assert (tmp_path / name).read_text() == '["background", "roof"]'
+
+    def test_other_classes_are_another_run(self, run, tmp_path):
+        workdir = tmp_path / "run"
+        shutil.copytree(run[0], workdir)
+        classes = (workdir / "classes.json").read_text()
+        (workdir / "classes.json").write_text(classes.replace("disc", "plate"))
+        with pytest.raises(CheckpointError, match=r"holds a run with the classes background, plate, .* has now .*disc"):
+            train(workdir)
+
+    def test_two_at_once_are_refused(self, tmp_path):
+        fields = tiny.config()
+        elsewhere = training._claimed(tmp_path, fields, tiny.source(fields, "train").info)
+        with elsewhere, pytest.raises(CheckpointError, match="another process is training in"):
             train(tmp_path)
 
 
@@ -193,7 +220,7 @@ class TestStart:
     @staticmethod
     def initial(**changes):
         config = tiny.config(**changes)
-        return training.initial_params(config, experiment.make_model(config, 8))
+        return training.initial_params(config, experiment.make_model(config, 8), tiny.source(config, "train").info)
 
     @staticmethod
     def save(workdir, params, **changes):
@@ -374,7 +401,8 @@ class TestKilled:
         printed = self.finish(start(workdir))
         assert_same_bits(jax.device_get(saved_params(workdir)), uninterrupted)
         assert [line["step"] for line in metrics_of(workdir)] == [3, 6, 9], printed
-        assert not any(".orbax" in name or ".partial" in name for name in checkpoints_of(workdir))
+        assert not any(".orbax" in name for name in checkpoints_of(workdir))
+        assert not list(workdir.glob("*.partial"))
 
     def test_during_a_save(self, start, uninterrupted, tmp_path):
         process = start(tmp_path)
@@ -385,17 +413,24 @@ class TestKilled:
 
     @pytest.mark.slow
     def test_again_and_again(self, start, uninterrupted, tmp_path):
-        """Two kills in saves and four at random moments, of which the first come before anything was saved."""
-        rng = random.Random(0)
-        kills = itertools.count()
-        for from_step in (1, 6):
-            self.kill_when(start(tmp_path), lambda step=from_step: self.is_saving(tmp_path, step))
-            next(kills)
-        for _ in range(4):
-            until = time.monotonic() + rng.uniform(1, 8)
-            self.kill_when(start(tmp_path), lambda until=until: time.monotonic() > until)
-            next(kills)
-        assert next(kills) == 6
+        """Before the first step, in saves, between saves, and after a report: six kills of one run."""
+
+        def reported(step: int) -> bool:
+            metrics = tmp_path / "metrics.jsonl"
+            return metrics.exists() and f'"step": {step},' in metrics.read_text()
+
+        moments = (
+            lambda: (tmp_path / "config.json").exists(),
+            lambda: self.is_saving(tmp_path, 1),
+            lambda: (tmp_path / "checkpoints" / "2").is_dir(),
+            lambda: reported(3),
+            lambda: self.is_saving(tmp_path, 5),
+            lambda: reported(6),
+        )
+        for moment in moments:
+            process = start(tmp_path)
+            self.kill_when(process, moment)
+            assert process.returncode == -signal.SIGKILL
         self.check(tmp_path, start, uninterrupted)
 
 

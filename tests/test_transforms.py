@@ -158,11 +158,11 @@ def test_brightness_contrast_and_saturation_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scale": (2.0, 0.5)}, r"augment.scale is \(2.0, 0.5\)"),
+        ({"scale": (2.0, 0.5)}, r"augment.scale=\(2.0, 0.5\) must be"),
         ({"scale": (0.0, 1.0)}, "0 < low"),
-        ({"crop": (0, 10)}, r"augment.crop is \(0, 10\)"),
+        ({"crop": (0, 10)}, r"augment.crop=\(0, 10\) must be"),
         ({"crop": (-1, 10)}, "augment.crop"),
-        ({"color": 1.0}, "augment.color is 1.0"),
+        ({"color": 1.0}, "augment.color=1.0 must be"),
     ],
 )
 def test_options_that_cannot_work_are_named(change, message):

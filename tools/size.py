@@ -7,7 +7,7 @@ PARTS = {
     "package": ("fcn_jax", "train.py", "evaluate.py"),
     "configs": ("configs",),
     "tests": ("tests",),
-    "tools": ("tools", "benchmarks"),
+    "tools": ("tools",),
 }
 
 

@@ -83,7 +83,8 @@ def open_split(fields: Any, split: str) -> Folder:
     found = pairs.pair_by_stem(*(root / Path(path).expanduser() for path in (folder.images, folder.masks)))
     contents = _scan(tuple((pair, pairs.stamp(pair)) for pair in found), fields.threads)
     decoder = _decoder(found, contents, classes, folder.value_255)
-    chosen = tuple(pair for pair in found if pair.id in _members(folder, root, [pair.id for pair in found], split))
+    members = _members(folder, root, [pair.id for pair in found], split)
+    chosen = tuple(pair for pair in found if pair.id in members)
     if not chosen:
         raise DataError(
             f"folder: the split {split!r} is empty ({len(found)} pairs in all); "

@@ -56,6 +56,9 @@ def read_size(path: str | Path) -> tuple[int, int]:
     image = _open(data, path)
     if not _looks_complete(data, image):
         decode_image(data, path)
+    if image.format == "TIFF":
+        # Pillow turns these itself when it decodes them, and some of its versions announce the turned size before.
+        return decode_image(data, path).shape[:2]
     width, height = image.size
     return (width, height) if _orientation(data, image) >= 5 else (height, width)
 

@@ -21,12 +21,12 @@ def check(options: Any) -> None:
     """ConfigError unless augmentation can run with these options (fields as in `augment`)."""
     low, high = options.scale
     if not 0 < low <= high:
-        raise ConfigError(f"augment.scale is {(low, high)}; it needs 0 < low <= high, and (1, 1) switches it off")
+        raise ConfigError(f"data.augment.scale={(low, high)} must be (low, high) with 0 < low ≤ high; (1, 1) is off")
     height, width = options.crop
     if height < 0 or width < 0 or bool(height) != bool(width):
-        raise ConfigError(f"augment.crop is {(height, width)}; give height and width, or (0, 0) for whole images")
+        raise ConfigError(f"data.augment.crop={(height, width)} must be height and width, or (0, 0) for whole images")
     if not 0 <= options.color < 1:
-        raise ConfigError(f"augment.color is {options.color}; it needs 0 <= color < 1, and 0 switches it off")
+        raise ConfigError(f"data.augment.color={options.color} must be at least 0 and below 1; 0 is off")
 
 
 def augment(example: dict, options: Any, rng: np.random.Generator, fill: Sequence[float] = (0.0, 0.0, 0.0)) -> dict:
