@@ -94,8 +94,9 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                 if profile and step == min(start + 3, last):
                     jax.profiler.start_trace(str(workdir))
                 with progress.waiting():
-                    batch = parallel.put_batch(next(batches), mesh, mode)
-                progress.note_shape(batch["image"].shape)
+                    batch = next(batches)
+                    progress.note_shape(batch["image"].shape)
+                    batch = parallel.put_batch(batch, mesh, mode)
                 with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
                     current, step_report = train_step(current, batch)
                 progress.add(step, step_report, current)
