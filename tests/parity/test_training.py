@@ -110,8 +110,8 @@ def test_twenty_steps_of_caffes_solver(case, net):
 def test_twenty_steps_in_float32(case, net):
     meta, arrays = case
     losses, initial, first, final = run(case, net, np.float32)
-    # In step 16 the last bit of rounding decides between two values of a pooling window (no unit's sign differs), and so
-    # where the gradient goes; that varies with machines and numbers of devices. Where it falls the other way than in the
+    # In step 16 the last bit decides between two values of a pooling window (no unit's sign differs), and so where the
+    # gradient goes; that varies with machines and numbers of devices. Where it falls the other way than in the
     # reference, the losses after it differ by up to 5e-5, otherwise all agree to 1e-7.
     np.testing.assert_allclose(losses[:16], arrays["losses"][:16, 0], rtol=1e-5)
     np.testing.assert_allclose(losses[16:], arrays["losses"][16:, 0], rtol=1e-4)
