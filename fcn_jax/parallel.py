@@ -65,6 +65,12 @@ def put_state(state: Any, mesh: Mesh) -> Any:
     return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
+def placed(abstract: Any, mesh: Mesh) -> Any:
+    """The shapes and types of a state, placed as `put_state` places one."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, mode: str) -> dict[str, jax.Array]:
     """This host's batch `[b …]` onto its devices in one explicit transfer, in the shape that `mode` takes."""
     devices = len(mesh.local_devices)

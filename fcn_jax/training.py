@@ -14,7 +14,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from fcn_jax import config as experiment
 from fcn_jax import data, evaluation, optim, parallel, report, state, steps, visualize, weights
@@ -49,14 +48,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
 
     with _claimed(workdir, config, info), Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest_step() or 0
+        like = parallel.placed(jax.eval_shape(lambda params: state.create(params, optimizer), abstract), mesh)
         if start >= config.train.steps:
             print(f"{workdir}: finished at step {start} of {config.train.steps}; nothing to do")
-            like = jax.eval_shape(lambda: state.create(_zeros(abstract), optimizer))
-            return checkpoints.restore(start, _placed(like, mesh))
+            return checkpoints.restore(start, like)
         _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract)
         if start:
-            like = jax.eval_shape(lambda: state.create(_zeros(abstract), optimizer))
-            current = checkpoints.restore(start, _placed(like, mesh))
+            current = checkpoints.restore(start, like)
             print(f"resumed from step {start}")
         else:
             params = initial_params(config, model, info)
@@ -226,15 +224,6 @@ def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
-
-
-def _zeros(abstract: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-
-
-def _placed(abstract: Any, mesh: jax.sharding.Mesh) -> Any:
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
 
 
 def _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract) -> None:
