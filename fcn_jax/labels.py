@@ -5,26 +5,54 @@ last batch alike: `IGNORE`. Other conventions (SegNet's 11, torchfcn's −1) end
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 IGNORE = 255
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Names and colours of a data set's classes, in the order of the label values."""
+    """Names and colours of a data set's classes, in the order of the label values.
+
+    `absent` names those that the data set's test images are known not to show. A mean over classes leaves them out
+    where the truth has none of their pixels, even if they were predicted: no net could score there.
+    """
 
     name: str
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB, one a class
+    absent: tuple[str, ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "absent", tuple(self.absent))  # a list where it was read from JSON
+        if unknown := set(self.absent) - set(self.class_names):
+            raise ValueError(f"{self.name}: absent names no classes: {', '.join(sorted(unknown))}")
         if len(self.palette) != len(self.class_names):
             raise ValueError(f"{self.name}: {len(self.class_names)} classes, {len(self.palette)} colours")
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+# What a data set's classes are called: one set of them, or one for each head of a net with several outputs.
+Info: TypeAlias = DatasetInfo | Mapping[str, DatasetInfo]
+
+
+def by_head(value: Any) -> dict[str, Any]:
+    """What belongs to the heads of a net, by head: the only one of most nets is called ""."""
+    return dict(value) if isinstance(value, Mapping) else {"": value}
+
+
+def only_head(values: Mapping[str, Any]) -> Any:
+    """The other way: a value itself where there is one head, without a name."""
+    return values[""] if set(values) == {""} else dict(values)
+
+
+def class_counts(info: Info) -> int | dict[str, int]:
+    """The number of classes, by head if there are several."""
+    return only_head({head: each.num_classes for head, each in by_head(info).items()})
 
 
 def is_class(labels: Any, num_classes: int) -> Any:

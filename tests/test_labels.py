@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.labels import IGNORE, DatasetInfo, is_class, voc_palette
+from fcn_jax.labels import IGNORE, DatasetInfo, by_head, class_counts, is_class, only_head, voc_palette
 
 
 @pytest.mark.parametrize("array", [np.array, jnp.array])
@@ -40,3 +40,20 @@ def test_dataset_info():
     assert info.num_classes == 2
     with pytest.raises(ValueError, match="pets: 2 classes, 1 colours"):
         DatasetInfo("pets", ("cat", "dog"), ((0, 0, 0),))
+
+
+def test_classes_that_the_test_images_lack():
+    pets = DatasetInfo("pets", ("cat", "dog"), ((0, 0, 0), (1, 2, 3)), absent=("dog",))
+    listed = DatasetInfo("pets", ("cat", "dog"), ((0, 0, 0), (1, 2, 3)), absent=["dog"])  # pyright: ignore[reportArgumentType]
+    assert pets == listed and hash(pets) == hash(listed) and listed.absent == ("dog",)
+    with pytest.raises(ValueError, match="pets: absent names no classes: bird, cow"):
+        DatasetInfo("pets", ("cat", "dog"), ((0, 0, 0), (1, 2, 3)), absent=("cow", "dog", "bird"))
+
+
+def test_one_head_and_several():
+    info = DatasetInfo("pets", ("cat", "dog"), ((0, 0, 0), (1, 2, 3)))
+    several = {"kind": info, "size": DatasetInfo("pets", ("small",), ((0, 0, 0),))}
+    assert by_head(info) == {"": info} and by_head(several) == several
+    assert list(by_head(several)) == ["kind", "size"] and by_head(several) is not several
+    assert only_head(by_head(info)) is info and only_head(by_head(several)) == several
+    assert class_counts(info) == 2 and class_counts(several) == {"kind": 2, "size": 1}

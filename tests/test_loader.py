@@ -11,7 +11,14 @@ import pytest
 
 from fcn_jax.data import loader
 from fcn_jax.errors import ConfigError, DataError
-from fcn_jax.inputs import FCN_INPUT, InputSpec
+from fcn_jax.inputs import (
+    FCN_INPUT,
+    NYUD_COLOR_DEPTH_INPUT,
+    NYUD_COLOR_HHA_INPUT,
+    NYUD_COLOR_INPUT,
+    NYUD_HHA_INPUT,
+    InputSpec,
+)
 from fcn_jax.labels import DatasetInfo
 
 PLAIN = SimpleNamespace(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
@@ -40,6 +47,24 @@ class Numbered:
             "label": np.full(shape, index, np.uint8),
             "id": f"image{index}",
         }
+
+
+@dataclasses.dataclass
+class Rooms(Numbered):
+    """Images of colours and whatever else, and of two label maps: the index, and the index plus 100."""
+
+    channels: str = "RGBHHA"
+
+    def __post_init__(self):
+        heads = {"sem": ("a",), "geo": ("b",)}
+        self.info = {head: DatasetInfo("rooms", names, ((0, 0, 0),)) for head, names in heads.items()}  # pyright: ignore
+
+    def __getitem__(self, index):
+        one = super().__getitem__(index)
+        image = np.repeat(one["image"][..., :1], len(self.channels), axis=2)
+        if "D" in self.channels:
+            image = image.astype(np.float32)
+        return one | {"image": image, "label": {"sem": one["label"], "geo": one["label"] + np.uint8(100)}}
 
 
 def train(source, count, *, augment=PLAIN, spec=RAW, **arguments):
@@ -180,6 +205,83 @@ def test_one_image_on_many_hosts():
     assert [part[0]["ids"] for part in parts] == [["image0"]] + [[]] * 7
 
 
+def test_batches_of_many_channels_and_several_heads():
+    (batch,) = train(Rooms(10), 1, spec=NYUD_COLOR_HHA_INPUT)
+    assert batch["image"].shape == (4, 4, 5, 6) and batch["image"].dtype == np.float32
+    assert list(batch["label"]) == ["sem", "geo"]
+    assert all(label.shape == (4, 4, 5) and label.dtype == np.uint8 for label in batch["label"].values())
+    assert np.array_equal(batch["label"]["geo"], batch["label"]["sem"] + np.uint8(100))
+    first = float(batch["label"]["sem"][0, 0, 0])
+    assert batch["image"][0, 0, 0] == pytest.approx([first - mean for mean in NYUD_COLOR_HHA_INPUT.mean], rel=1e-5)
+
+
+def test_many_channels_and_heads_are_augmented_as_one():
+    spec = NYUD_COLOR_DEPTH_INPUT
+    for batch in train(Rooms(7, channels="RGBD"), 5, augment=BUSY, spec=spec):
+        outside = batch["label"]["sem"] == 255
+        assert np.array_equal(outside, batch["label"]["geo"] == 255) and outside.any()
+        assert not batch["image"][outside].any()
+        # Depth, the last channel, is the index: colours were jittered, it was not.
+        depth = batch["image"][..., 3] + np.float32(spec.mean[3])
+        np.testing.assert_allclose(depth[~outside], batch["label"]["sem"][~outside], atol=1e-4)
+        assert np.array_equal(batch["label"]["geo"][~outside], batch["label"]["sem"][~outside] + np.uint8(100))
+
+
+def test_hha_is_no_colour_to_jitter():
+    jittered = SimpleNamespace(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.9)
+    source = Rooms(7, channels="HHA")
+    for plain, batch in zip(
+        train(source, 3, spec=NYUD_HHA_INPUT), train(source, 3, augment=jittered, spec=NYUD_HHA_INPUT), strict=True
+    ):
+        assert np.array_equal(batch["image"], plain["image"])
+    colors = Rooms(7, channels="RGB")
+    first, second = (train(colors, 1, augment=a, spec=NYUD_COLOR_INPUT)[0] for a in (PLAIN, jittered))
+    assert not np.array_equal(first["image"], second["image"])
+
+
+def test_sizes_of_several_heads_are_padded_with_255():
+    (batch,) = train(Rooms(2, shapes=((4, 5), (6, 3))), 1, batch_size=2, spec=NYUD_COLOR_HHA_INPUT)
+    for head in ("sem", "geo"):
+        assert batch["label"][head].shape == (2, 6, 5)
+        assert (batch["label"][head] != 255).sum() == 20 + 18
+        assert not batch["image"][batch["label"][head] == 255].any()
+
+
+def test_evaluation_fills_up_every_head():
+    batches = list(loader.eval_batches(Rooms(5), NYUD_COLOR_HHA_INPUT, batch_size=4, threads=2))
+    assert [batch["ids"] for batch in batches] == [[f"image{i}" for i in range(4)], ["image4"]]
+    last = batches[1]
+    assert last["image"].shape == (4, 4, 5, 6) and not last["image"][1:].any()
+    assert last["label"]["sem"][:, 0, 0].tolist() == [4, 255, 255, 255]
+    assert last["label"]["geo"][:, 0, 0].tolist() == [104, 255, 255, 255]
+
+
+def test_hosts_slice_every_head():
+    source = Rooms(5, shapes=((4, 5), (6, 3)))
+    whole = train(source, 3, spec=NYUD_COLOR_HHA_INPUT)
+    parts = [train(source, 3, spec=NYUD_COLOR_HHA_INPUT, process_index=host, process_count=2) for host in range(2)]
+    for step in range(3):
+        for head in ("sem", "geo"):
+            joined = np.concatenate([part[step]["label"][head] for part in parts])
+            assert np.array_equal(joined, whole[step]["label"][head])
+
+
+@pytest.mark.parametrize(
+    ("channels", "spec", "message"),
+    [
+        ("RGBHHA", FCN_INPUT, r"^input.order is 'BGR', but the images of rooms hold RGBHHA; set it to 'BGRHHA'"),
+        ("HHA", NYUD_COLOR_INPUT, "set it to 'HHA'"),
+        ("RGB", NYUD_HHA_INPUT, "the images of rooms hold RGB; set it to 'BGR'"),
+        ("RGBD", NYUD_COLOR_HHA_INPUT, "set it to 'BGRD'"),
+    ],
+)
+def test_a_net_that_wants_other_channels_is_refused(channels, spec, message):
+    with pytest.raises(ConfigError, match=message):
+        train(Rooms(5, channels=channels), 1, spec=spec)
+    with pytest.raises(ConfigError, match=message):
+        list(loader.eval_batches(Rooms(5, channels=channels), spec, batch_size=2, threads=1))
+
+
 def test_what_goes_wrong_in_a_thread_arrives_as_it_is():
     with pytest.raises(DataError, match=r"^3\.png: damaged$"):
         train(Numbered(5, broken=3), 5)
@@ -192,6 +294,8 @@ def test_contradictions_are_named_before_anything_is_read():
         train(Numbered(0), 1)
     with pytest.raises(DataError, match=r"numbered: the split holds no images"):
         evaluate(Numbered(0))
+    with pytest.raises(DataError, match=r"rooms: the split holds no images"):
+        train(Rooms(0), 1, spec=NYUD_COLOR_HHA_INPUT)
     with pytest.raises(ConfigError, match=r"data.batch_size is 4; it must be a multiple of the 3 hosts"):
         train(Numbered(5), 1, process_count=3)
     with pytest.raises(ConfigError, match=r"data.batch_size is 0"):

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fcn_jax.data import transforms
 from fcn_jax.errors import ConfigError
@@ -134,6 +136,48 @@ def test_the_original_stays_untouched():
     assert same(one, copy)
 
 
+@settings(deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.sampled_from([(0, 0), (7, 9), (16, 16)]),
+    st.integers(0, 2**32),
+)
+def test_every_channel_and_every_head_takes_the_same_way(channels, heads, shape, crop, seed):
+    """What happens to many at once is what happens to each of them alone, whatever OpenCV can take in one go."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*shape, channels), np.uint8)
+    labels = {f"head{i}": rng.integers(0, 11, shape, np.uint8) for i in range(heads)}
+    fill = tuple(i + 0.5 for i in range(channels))
+    chosen = options(flip=True, scale=(0.3, 2.5), crop=crop)
+
+    def variant(image, label, fill):
+        return transforms.augment({"image": image, "label": label}, chosen, np.random.default_rng(seed), fill)
+
+    together = variant(image, labels, fill)
+    assert list(together["label"]) == list(labels) and together["image"].shape[2] == channels
+    for channel in range(channels):
+        alone = variant(image[..., channel : channel + 1], labels["head0"], fill[channel : channel + 1])
+        assert np.array_equal(together["image"][..., channel : channel + 1], alone["image"])
+        assert together["image"].dtype == alone["image"].dtype
+    for head, label in labels.items():
+        alone = variant(image, label, fill)
+        assert np.array_equal(together["label"][head], alone["label"])
+        assert together["label"][head].flags.c_contiguous and together["label"][head].dtype == np.uint8
+
+
+def test_a_small_image_of_many_channels_is_padded_in_every_head():
+    labels = {"sem": np.full((2, 3), 4, np.uint8), "geo": np.full((2, 3), 1, np.uint8)}
+    one = {"image": np.full((2, 3, 6), 7, np.uint8), "label": labels, "id": "x"}
+    crop = transforms.augment(one, options(crop=(4, 4)), np.random.default_rng(0), fill=(1, 2, 3, 4, 5, 6))
+    outside = crop["label"]["sem"] == 255
+    assert outside.sum() == 10 and np.array_equal(outside, crop["label"]["geo"] == 255)
+    assert (crop["image"][outside] == [1, 2, 3, 4, 5, 6]).all() and (crop["image"][~outside] == 7).all()
+    assert (crop["label"]["sem"][~outside] == 4).all() and (crop["label"]["geo"][~outside] == 1).all()
+    assert list(labels) == ["sem", "geo"] and labels["sem"].shape == (2, 3)  # the original stays
+
+
 class Fixed(np.random.Generator):
     """A random stream that gives what it is told."""
 
@@ -153,6 +197,31 @@ def test_brightness_contrast_and_saturation_by_hand():
     red = np.array([[[200, 0, 0]]], np.uint8)  # looks as bright as grey 59.8
     assert transforms.jitter(red, 0.9, Fixed(1, 1, 0.5)).tolist() == [[[130, 30, 30]]]
     assert np.array_equal(transforms.jitter(red, 0.5, Fixed(1, 1, 1)), red)
+
+
+def test_colours_change_and_geometry_does_not():
+    colors = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    others = np.random.default_rng(1).integers(0, 256, (5, 6, 3), np.uint8)
+    changed = transforms.jitter(np.concatenate([colors, others], axis=-1), 0.5, Fixed(1.3, 0.6, 1.2))
+    assert changed.dtype == np.uint8 and np.array_equal(changed[..., 3:], others)
+    assert np.array_equal(changed[..., :3], transforms.jitter(colors, 0.5, Fixed(1.3, 0.6, 1.2)))
+    assert not np.array_equal(changed[..., :3], colors)
+
+
+def test_colours_beside_depth_stay_within_a_byte():
+    colors = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    depth = np.random.default_rng(1).uniform(6, 9, (5, 6, 1)).astype(np.float32)
+    changed = transforms.jitter(np.concatenate([colors, depth], axis=-1), 0.9, Fixed(1.9, 1.5, 1.9))
+    assert changed.dtype == np.float32 and np.array_equal(changed[..., 3:], depth)
+    assert changed[..., :3].min() == 0 and changed[..., :3].max() == 255
+    assert np.abs(changed[..., :3] - transforms.jitter(colors, 0.9, Fixed(1.9, 1.5, 1.9))).max() < 1
+
+
+def test_what_is_not_coloured_is_left_alone():
+    one = example(6, 6)
+    chosen = options(color=0.5)
+    left = transforms.augment(one, chosen, np.random.default_rng(0), colored=False)
+    assert same(left, one) and not same(transforms.augment(one, chosen, np.random.default_rng(0)), one)
 
 
 @pytest.mark.parametrize(

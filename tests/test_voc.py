@@ -77,6 +77,8 @@ def test_a_renamed_year_is_taken_for_2012(tmp_path):
     assert voc.find_year(str(tmp_path / "pascal"), "VOC2012") == tmp_path / "pascal"
     with pytest.raises(DataError, match=r"no VOC2011/ImageSets/Segmentation there"):
         voc.find_year(str(tmp_path / "pascal"), "VOC2011")
+    with pytest.raises(DataError, match=r"no VOC2012/ImageSets/Main there"):
+        voc.find_year(str(tmp_path / "pascal"), "VOC2012", "Main")
 
 
 def test_sbd_labels_come_out_of_matlab_files(fields):
@@ -85,10 +87,26 @@ def test_sbd_labels_come_out_of_matlab_files(fields):
     assert np.array_equal(source[1]["label"], [[0, 15, 20], [20, 1, 0]]) and source[1]["label"].dtype == np.uint8
 
 
+def test_other_structs_are_no_labels_of_sbd(fields, tmp_path):
+    path = tmp_path / "benchmark_RELEASE/dataset/cls/2010_1.mat"
+    for content, message in (
+        ({"GTinst": {"Segmentation": LABELS}}, r"2010_1\.mat: no GTcls\.Segmentation in it, but GTinst"),
+        ({"GTcls": {"Boundaries": LABELS}}, r"no GTcls\.Segmentation in it, but GTcls"),
+        ({"GTcls": LABELS}, r"no GTcls\.Segmentation in it, but GTcls"),
+        (
+            {"GTcls": {"Segmentation": np.zeros((2, 3, 3))}},
+            r"2010_1\.mat: GTcls\.Segmentation is no map of whole numbers",
+        ),
+    ):
+        savemat(path, content)
+        with pytest.raises(DataError, match=message):
+            data.open_split(fields, "sbd_train")
+
+
 def test_seg11valid_leaves_out_what_sbd_trains_on(fields, capfd):
     source = data.open_split(fields, "seg11valid")
     assert ids(source) == ["2008_1", "2008_3"]
-    assert "seg11valid: 2 images remain, the paper has 736" in capfd.readouterr().err
+    assert "seg11valid: 2 images, the paper has 736" in capfd.readouterr().err
 
 
 def test_seg11valid_of_736_needs_no_word():
@@ -105,7 +123,7 @@ def test_what_is_missing_is_named(fields, tmp_path):
     with pytest.raises(DataError, match=r"2007_2\.png: cannot be read"):
         data.open_split(fields, "train")
     (tmp_path / "benchmark_RELEASE/dataset/cls/2010_1.mat").write_text("no matlab")
-    with pytest.raises(DataError, match=r"2010_1\.mat: not a readable SBD label file"):
+    with pytest.raises(DataError, match=r"2010_1\.mat: not a readable MATLAB file"):
         data.open_split(fields, "sbd_train")
     (tmp_path / "benchmark_RELEASE/dataset/train.txt").write_text("\n")
     with pytest.raises(DataError, match=r"train\.txt: the list is empty"):

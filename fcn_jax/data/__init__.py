@@ -1,7 +1,9 @@
 """Data sets, one a file, and the way from their files to batches.
 
 A data source has `info: DatasetInfo`, a length, and `source[i] -> {"image": u8[h w 3], "label": u8[h w], "id": str}`:
-RGB, and label 255 for void. It is deterministic, picklable, and safe to read from several threads.
+RGB, and label 255 for void. It is deterministic, picklable, and safe to read from several threads. What differs is said
+by the source: an image `[h w k]`, of bytes or float32, has `channels` other than "RGB" ("RGBD", "RGBHHA", "HHA"); and
+where the labels are a dict of maps, one for each head of a net, so is `info`, in the order of the heads.
 """
 
 import importlib
@@ -25,6 +27,9 @@ DATASETS: dict[str, Callable[[Any, str], Any]] = {
     "folder": _opener("folder"),
     "camvid": _opener("camvid"),
     "voc2012": _opener("voc"),
+    "nyud": _opener("nyud"),
+    "siftflow": _opener("siftflow"),
+    "pascal_context": _opener("pascal_context"),
 }
 
 

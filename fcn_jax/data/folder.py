@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Folder:
     info: DatasetInfo
     pairs: tuple[Pair, ...]
     decoder: Decoder
+    channels: ClassVar[str] = "RGB"
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -62,7 +63,7 @@ class Folder:
         pair = self.pairs[index]
         image = images.read_image(pair.image)
         label = self.decoder(images.read_mask(pair.mask), pair.mask)
-        pairs.require_same_size(pair, image.shape[:2], label.shape)
+        pairs.require_same_size(pair.image, image.shape[:2], pair.mask, label.shape)
         return {"image": image, "label": label, "id": pair.id}
 
 
@@ -81,7 +82,7 @@ def open_split(fields: Any, split: str) -> Folder:
     if folder.colors:
         classes = read_colors(root / Path(folder.colors).expanduser(), classes)
     found = pairs.pair_by_stem(*(root / Path(path).expanduser() for path in (folder.images, folder.masks)))
-    contents = _scan(tuple((pair, pairs.stamp(pair)) for pair in found), fields.threads)
+    contents = _scan(tuple((pair, pairs.stamp((pair.image, pair.mask))) for pair in found), fields.threads)
     decoder = _decoder(found, contents, classes, folder.value_255)
     members = _members(folder, root, [pair.id for pair in found], split)
     chosen = tuple(pair for pair in found if pair.id in members)
@@ -106,7 +107,7 @@ def _scan(stamped: tuple[tuple[Pair, tuple[int, ...]], ...], threads: int) -> tu
 
     def contents(pair: Pair) -> tuple[bool, frozenset[int]]:
         mask = images.read_mask(pair.mask)
-        pairs.require_same_size(pair, images.read_size(pair.image), mask.shape[:2])
+        pairs.require_same_size(pair.image, images.read_size(pair.image), pair.mask, mask.shape[:2])
         if mask.ndim == 3:
             return True, frozenset(np.unique(_codes(mask)).tolist())
         return False, frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())

@@ -101,6 +101,16 @@ def decode_mask(data: bytes, name: str | Path) -> np.ndarray:
     return labels.astype(np.uint8) // np.uint8(scale)
 
 
+def decode_depth(data: bytes, name: str | Path) -> np.ndarray:
+    """The depth map in the bytes of a grey picture of 16 bits: its values as they are, `u16[h w]`."""
+    image = _upright(_open(data, name), data, name)
+    if image.mode not in ("I", *_SIXTEEN_BIT):  # "I": what older versions of Pillow make of 16 bits
+        raise DataError(
+            f"{name}: a depth map is a grey PNG of 16 bits, this is of mode {image.mode}; copy the depth itself"
+        )
+    return np.asarray(image).astype(np.uint16)
+
+
 def encode_mask(labels: np.ndarray) -> bytes:
     """Labels `u8[h w]` as a grey PNG, the one form that every reader takes for an index plane."""
     done, data = cv2.imencode(".png", labels)

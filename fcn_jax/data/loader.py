@@ -7,7 +7,7 @@ its step, and any number of hosts or threads sees the same global batches.
 
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -16,7 +16,7 @@ import numpy as np
 from fcn_jax.data import transforms
 from fcn_jax.errors import ConfigError, DataError, UserError
 from fcn_jax.inputs import InputSpec
-from fcn_jax.labels import IGNORE
+from fcn_jax.labels import IGNORE, by_head
 
 
 def train_batches(
@@ -33,17 +33,17 @@ def train_batches(
 ) -> Iterator[dict]:
     """Endless batches from step `start_step` on: this host's rows of each global batch.
 
-    A batch is `{"image": f32[b H W 3], "label": u8[b H W], "index": i32[b]}`: input blobs, labels, and each example's
-    place in the global batch. Every epoch is a fresh permutation of the source. Images of different sizes are padded at
-    the bottom and right to the batch's largest, with zeros and label 255.
+    A batch is `{"image": f32[b H W k], "label": u8[b H W], "index": i32[b]}`: input blobs, labels (by head where the
+    source has several), and each example's place in the global batch. Every epoch is a fresh permutation of the source.
+    Images of different sizes are padded at the bottom and right to the batch's largest, with zeros and label 255.
     """
     transforms.check(augment)
-    _require_examples(source)
+    _check(source, input_spec)
     rows = _local_rows(batch_size, process_index, process_count)
     # Crops have one size. Whole images need not, and hosts must agree on the largest: then each reads the whole batch.
     read = rows if all(augment.crop) else range(batch_size)
     order_key, augment_key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
-    fill = [input_spec.mean[input_spec.order.index(channel)] for channel in "RGB"]
+    colored = input_spec.channels.startswith("RGB")
 
     @functools.lru_cache(maxsize=4)  # Grain's own shuffle takes milliseconds an example on sets of a few images
     def permutation(epoch: int) -> np.ndarray:
@@ -54,7 +54,8 @@ def train_batches(
         position = step * batch_size + read[row]
         epoch, place = divmod(position, len(source))
         original = source[int(permutation(epoch)[place])]
-        example = transforms.augment(original, augment, _stream_at(augment_key, position), fill)
+        stream = _stream_at(augment_key, position)
+        example = transforms.augment(original, augment, stream, input_spec.fill, colored)
         return {"image": input_spec(example["image"]), "label": example["label"], "index": read[row]}
 
     examples = grain.MapDataset.range(start_step * len(read), sys.maxsize).map(example_at)
@@ -73,12 +74,12 @@ def eval_batches(
 ) -> Iterator[dict]:
     """All images once, in order, at their own sizes: this host's rows of each global batch.
 
-    A batch is `{"image": f32[b h w 3], "label": u8[b h w], "ids": list[str]}`. Consecutive images of equal size share a
-    global batch, which is filled to `batch_size` with zero images whose labels are all 255; `ids` names the real ones
-    among this host's rows. Every host walks through all images, so that all take the same number of steps of the same
-    shapes, whatever the sizes.
+    A batch is `{"image": f32[b h w k], "label": u8[b h w], "ids": list[str]}`, labels by head where the source has
+    several. Consecutive images of equal size share a global batch, which is filled to `batch_size` with zero images
+    whose labels are all 255; `ids` names the real ones among this host's rows. Every host walks through all images, so
+    that all take the same number of steps of the same shapes, whatever the sizes.
     """
-    _require_examples(source)
+    _check(source, input_spec)
     rows = _local_rows(batch_size, process_index, process_count)
 
     def blob(example: dict) -> dict:
@@ -87,7 +88,7 @@ def eval_batches(
     def batches() -> Iterator[dict]:
         group: list[dict] = []
         for example in _elements(_in_threads(grain.MapDataset.source(source).map(blob), threads, 2 * batch_size)):
-            if group and (len(group) == batch_size or example["label"].shape != group[0]["label"].shape):
+            if group and (len(group) == batch_size or example["image"].shape != group[0]["image"].shape):
                 yield _filled(group, rows)
                 group = []
             group.append(example)
@@ -96,9 +97,21 @@ def eval_batches(
     return batches()
 
 
-def _require_examples(source: Any) -> None:
+def _check(source: Any, input_spec: InputSpec) -> None:
+    """DataError on a source without images, ConfigError where the net wants to see others than it says it has."""
     if len(source) == 0:
-        raise DataError(f"{source.info.name}: the split holds no images; check its folder or list")
+        raise DataError(f"{_name(source)}: the split holds no images; check its folder or list")
+    channels = getattr(source, "channels", input_spec.channels)
+    if channels != input_spec.channels:
+        fitting = channels.replace("RGB", "BGR")
+        raise ConfigError(
+            f"input.order is {input_spec.order!r}, but the images of {_name(source)} hold {channels}; set it to "
+            f"{fitting!r}, and input.mean and input.scale with it"
+        )
+
+
+def _name(source: Any) -> str:
+    return next(iter(by_head(source.info).values())).name
 
 
 def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
@@ -136,23 +149,37 @@ def _elements(examples: grain.IterDataset) -> Iterator[Any]:
 
 def _collate(examples: Sequence[dict], rows: range) -> dict:
     """The examples of these rows as a batch, padded at the bottom and right to the largest of all that were read."""
-    height, width = np.max([example["label"].shape for example in examples], axis=0)
-    examples = [example for example in examples if example["index"] in rows]
-    image = np.zeros((len(examples), height, width, 3), np.float32)
-    label = np.full((len(examples), height, width), IGNORE, np.uint8)
-    for row, example in enumerate(examples):
-        h, w = example["label"].shape
-        image[row, :h, :w] = example["image"]
-        label[row, :h, :w] = example["label"]
-    return {"image": image, "label": label, "index": np.array([example["index"] for example in examples], np.int32)}
+    height, width = np.max([example["image"].shape[:2] for example in examples], axis=0)
+    batch = _empty_batch(len(rows), height, width, examples[0])
+    mine = [example for example in examples if example["index"] in rows]
+    for row, example in enumerate(mine):
+        _put(batch, row, example)
+    return batch | {"index": np.array([example["index"] for example in mine], np.int32)}
 
 
 def _filled(group: Sequence[dict], rows: range) -> dict:
     """This host's rows of the global batch that starts with `group` and ends in empty images."""
-    height, width = group[0]["label"].shape
-    image = np.zeros((len(rows), height, width, 3), np.float32)
-    label = np.full((len(rows), height, width), IGNORE, np.uint8)
+    height, width = group[0]["image"].shape[:2]
+    batch = _empty_batch(len(rows), height, width, group[0])
     mine = group[rows.start : rows.stop]
     for row, example in enumerate(mine):
-        image[row], label[row] = example["image"], example["label"]
-    return {"image": image, "label": label, "ids": [example["id"] for example in mine]}
+        _put(batch, row, example)
+    return batch | {"ids": [example["id"] for example in mine]}
+
+
+def _empty_batch(size: int, height: int, width: int, like: dict) -> dict:
+    """A batch of zero images whose labels are all 255, of as many channels and heads as the example `like`."""
+
+    def nothing() -> np.ndarray:
+        return np.full((size, height, width), IGNORE, np.uint8)
+
+    label = {head: nothing() for head in like["label"]} if isinstance(like["label"], Mapping) else nothing()
+    return {"image": np.zeros((size, height, width, like["image"].shape[2]), np.float32), "label": label}
+
+
+def _put(batch: dict, row: int, example: dict) -> None:
+    """Lays an example into a row of the batch, at its top left."""
+    height, width = example["image"].shape[:2]
+    batch["image"][row, :height, :width] = example["image"]
+    for head, label in by_head(batch["label"]).items():
+        label[row, :height, :width] = by_head(example["label"])[head]

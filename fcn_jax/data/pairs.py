@@ -1,9 +1,12 @@
-"""An image and its mask belong together by name: finding such pairs in folders, and checking that they fit."""
+"""An image and its mask belong together by name: finding such pairs in folders, and checking that they fit.
+
+Where an example has more files than these two, they are a group.
+"""
 
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +27,21 @@ class Pair:
     id: str
     image: Path
     mask: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The files of an example: images by kind, label maps by head, and what the labels depend on besides."""
+
+    id: str
+    images: Mapping[str, Path]
+    masks: Mapping[str, Path]
+    others: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them, in a fixed order."""
+        return (*self.images.values(), *self.masks.values(), *self.others)
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -62,13 +80,15 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def require_same_size(pair: Pair, image_size: tuple[int, int], mask_size: tuple[int, int]) -> None:
-    """DataError when the mask, (height, width), is not of the image's size."""
-    if image_size == mask_size:
+def require_same_size(
+    image: Path, image_size: tuple[int, int], other: Path, other_size: tuple[int, int], what: str = "mask"
+) -> None:
+    """DataError when another file of an example, (height, width), is not of the image's size."""
+    if image_size == other_size:
         return
-    (h, w), (mask_h, mask_w) = image_size, mask_size
-    hint = "one of them is turned (EXIF orientation)" if (h, w) == (mask_w, mask_h) else "they must agree"
-    raise DataError(f"{pair.mask}: the mask is {mask_w}×{mask_h}, its image {pair.image.name} is {w}×{h}; {hint}")
+    (h, w), (other_h, other_w) = image_size, other_size
+    hint = "one of them is turned (EXIF orientation)" if (h, w) == (other_w, other_h) else "they must agree"
+    raise DataError(f"{other}: the {what} is {other_w}×{other_h}, its image {image.name} is {w}×{h}; {hint}")
 
 
 def require_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
@@ -84,10 +104,10 @@ def require_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def stamp(pair: Pair) -> tuple[int, ...]:
-    """Sizes and times of the pair's files: changes when one of them does. DataError when one is not there."""
+def stamp(paths: Iterable[Path]) -> tuple[int, ...]:
+    """Sizes and times of an example's files: changes when one of them does. DataError when one is not there."""
     numbers: list[int] = []
-    for path in (pair.image, pair.mask):
+    for path in paths:
         try:
             status = path.stat()
         except OSError as error:

@@ -61,6 +61,7 @@ class Shapes:
     split: str
     seed: int = 0
     info = INFO
+    channels = "RGB"
 
     def __len__(self) -> int:
         return self.num_images

@@ -1,10 +1,11 @@
-"""Augmentation: one random geometry for image and label together, and a change of colour for the image alone.
+"""Augmentation: one random geometry for image and labels together, and a change of colour for the colours alone.
 
-Every function works on any size from 1×1 up. Label 255 marks what the image does not hold, and padded pixels take a
-colour of the caller's choice: the one that the net's input blob turns into zero.
+Every function works on any size from 1×1 up, on images of any number of channels and on one label map or several.
+Label 255 marks what the image does not hold, and padded pixels take a value of the caller's choice: the one that the
+net's input blob turns into zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ from fcn_jax.labels import IGNORE
 
 # How bright a colour looks: luma weights of ITU-R BT.601, R G B.
 _LUMA = np.array([0.299, 0.587, 0.114])
+_OPENCV_CHANNELS = 4  # the most that all of OpenCV's interpolations take
 
 
 def check(options: Any) -> None:
@@ -29,28 +31,34 @@ def check(options: Any) -> None:
         raise ConfigError(f"data.augment.color={options.color} must be at least 0 and below 1; 0 is off")
 
 
-def augment(example: dict, options: Any, rng: np.random.Generator, fill: Sequence[float] = (0.0, 0.0, 0.0)) -> dict:
-    """A random variant of an example `{"image": u8[h w 3], "label": u8[h w], …}`.
+def augment(
+    example: dict, options: Any, rng: np.random.Generator, fill: float | Sequence[float] = 0.0, colored: bool = True
+) -> dict:
+    """A random variant of an example `{"image": [h w k], "label": u8[h w], …}`, or with a dict of labels by head.
 
     `options` has the fields `flip`, `scale` (low, high), `crop` (height, width; (0, 0) keeps whole images) and `color`
-    (strength, 0 is off). `fill` is the RGB colour around images smaller than the crop; where it is needed the image
-    becomes float32, since a mean colour is no whole number.
+    (strength, 0 is off), which changes the first three channels if they are `colored`, as RGB, and no other. `fill` is
+    the pixel around images smaller than the crop; where it is needed the image becomes float32, since a mean colour is
+    no whole number.
     """
-    image, label = example["image"], example["label"]
+    image, heads = example["image"], example["label"]
+    label = np.stack(list(heads.values()), axis=-1) if isinstance(heads, Mapping) else heads
     low, high = options.scale
     if (low, high) != (1, 1):
         image, label = rescale(image, label, rng.uniform(low, high))
     size = height, width = tuple(options.crop)
     top, left = 0, 0
     if height and width:
-        top, left = random_corner(label.shape, size, rng)
+        top, left = random_corner(image.shape[:2], size, rng)
         image, label = cut(image, label, (top, left), size)
     if options.flip and rng.integers(2):
         image, label = flip(image, label)
-    if options.color:
+    if options.color and colored:
         image = jitter(image, options.color, rng)
     if height and width:
         image, label = pad(image, label, (max(-top, 0), max(-left, 0)), size, fill)
+    if isinstance(heads, Mapping):
+        label = {head: np.ascontiguousarray(label[..., place]) for place, head in enumerate(heads)}
     return example | {"image": image, "label": label}
 
 
@@ -61,14 +69,27 @@ def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def rescale(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Image and label at `scale` times their size, at least 1×1: bilinear or by area, and nearest for the label."""
-    height, width = (max(1, round(side * scale)) for side in label.shape)
+    size = [max(1, round(side * scale)) for side in image.shape[:2]]
     # Averaging areas keeps thin things when shrinking. NEAREST_EXACT puts pixel centres where the other two have them;
     # plain NEAREST would shift labels against the image by up to half a pixel.
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return (
-        cv2.resize(image, (width, height), interpolation=interpolation),
-        cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT),
-    )
+    return _resize(image, size, interpolation), _resize(label, size, cv2.INTER_NEAREST_EXACT)
+
+
+def _resize(pixels: np.ndarray, size: Sequence[int], interpolation: int) -> np.ndarray:
+    """An array `[h w …]` at another size (height, width), channel by channel the same."""
+    height, width = size
+    channels = pixels.reshape(*pixels.shape[:2], -1)
+    resized = [
+        cv2.resize(
+            np.ascontiguousarray(channels[..., first : first + _OPENCV_CHANNELS]),
+            (width, height),
+            interpolation=interpolation,
+        ).reshape(height, width, -1)
+        for first in range(0, channels.shape[2], _OPENCV_CHANNELS)
+    ]
+    whole = resized[0] if len(resized) == 1 else np.concatenate(resized, axis=-1)
+    return whole.reshape(height, width, *pixels.shape[2:])
 
 
 def random_corner(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
@@ -87,25 +108,32 @@ def cut(
 
 
 def pad(
-    image: np.ndarray, label: np.ndarray, offset: tuple[int, int], size: Sequence[int], fill: Sequence[float]
+    image: np.ndarray, label: np.ndarray, offset: tuple[int, int], size: Sequence[int], fill: float | Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image and label on a canvas of `size`, their corner at `offset`; around them `fill` (float32 then) and 255."""
-    height, width = label.shape
+    height, width = image.shape[:2]
     if (height, width) == tuple(size):
         return image, label
     rows, columns = slice(offset[0], offset[0] + height), slice(offset[1], offset[1] + width)
-    canvas = np.full((*size, 3), fill, np.float32)
+    canvas = np.full((*size, image.shape[2]), fill, np.float32)
     canvas[rows, columns] = image
-    labels = np.full(tuple(size), IGNORE, np.uint8)
+    labels = np.full((*size, *label.shape[2:]), IGNORE, np.uint8)
     labels[rows, columns] = label
     return canvas, labels
 
 
 def jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation, each times a factor within 1 ± strength; `u8[h w 3]` again."""
+    """Brightness, contrast and saturation of the first three channels, each times a factor within 1 ± strength.
+
+    Colours stay within 0…255, whole numbers in an image that holds such; what follows them stays as it is.
+    """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
     # All three are affine in RGB, so one matrix does them: saturation mixes with grey, contrast with the mean grey.
-    mean_grey = _LUMA @ image.reshape(-1, 3).mean(axis=0)
+    red_green_blue = np.ascontiguousarray(image[..., :3])
+    mean_grey = _LUMA @ red_green_blue.reshape(-1, 3).mean(axis=0)
     colors = saturation * np.eye(3) + (1 - saturation) * np.ones((3, 1)) * _LUMA
     offset = np.full((3, 1), brightness * (1 - contrast) * mean_grey)
-    return cv2.transform(np.ascontiguousarray(image), np.hstack([brightness * contrast * colors, offset]))
+    changed = cv2.transform(red_green_blue, np.hstack([brightness * contrast * colors, offset]))
+    if changed.dtype != np.uint8:
+        np.clip(changed, 0, 255, out=changed)  # OpenCV does so with bytes alone
+    return changed if image.shape[2] == 3 else np.concatenate([changed, image[..., 3:]], axis=-1)

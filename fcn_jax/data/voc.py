@@ -6,15 +6,13 @@ VOC 2011's val that are not in that list: the two overlap, and an early version 
 trained on.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
-from fcn_jax.data import images, prepared
+from fcn_jax.data import images, lists, matlab, prepared
 from fcn_jax.data.pairs import Pair
 from fcn_jax.errors import ConfigError, DataError
 from fcn_jax.labels import DatasetInfo, voc_palette
@@ -52,9 +50,7 @@ def open_split(fields: Any, split: str) -> prepared.PreparedSplit:
     elif split == "seg11valid":
         voc = find_year(fields.root, "VOC2011")
         names = seg11valid(voc_list(voc, "val"), sbd_train(find_sbd(fields.voc.sbd_root)))
-        if len(names) != SEG11VALID_IMAGES:
-            note = f"seg11valid: {len(names)} images remain, the paper has {SEG11VALID_IMAGES}; the lists are others"
-            print(note, file=sys.stderr, flush=True)
+        lists.say_if_others("seg11valid", len(names), SEG11VALID_IMAGES)
         found = voc_pairs(voc, names)
     else:
         voc = find_year(fields.root, "VOC2012")
@@ -62,20 +58,19 @@ def open_split(fields: Any, split: str) -> prepared.PreparedSplit:
     return prepared.open_prepared(Voc2012, split, found, cache=fields.cache, threads=fields.threads)
 
 
-def find_year(root: str, year: str) -> Path:
+def find_year(root: str, year: str, lists_of: str = "Segmentation") -> Path:
     """The folder of a year's images and lists: `root` itself, in it, in its VOCdevkit, or beside it."""
     if not root:
-        raise ConfigError("data.root is empty; give the VOCdevkit folder, which holds VOC2012")
+        raise ConfigError(f"data.root is empty; give the VOCdevkit folder, which holds {year}")
     start = Path(root).expanduser()
     candidates = [start / year, start / "VOCdevkit" / year, start.parent / year]
-    if start.name == year or (year == "VOC2012" and not start.name.startswith("VOC20")):
+    # A folder of a name of its own is taken for the year in question, but not for VOC2011, which another goes with.
+    if start.name == year or (year != "VOC2011" and not start.name.startswith("VOC20")):
         candidates.insert(0, start)
     for folder in candidates:
-        if (folder / "ImageSets" / "Segmentation").is_dir():
+        if (folder / "ImageSets" / lists_of).is_dir():
             return folder
-    raise DataError(
-        f"{start}: no {year}/ImageSets/Segmentation there; set data.root to the VOCdevkit that holds {year}"
-    )
+    raise DataError(f"{start}: no {year}/ImageSets/{lists_of} there; set data.root to the VOCdevkit that holds {year}")
 
 
 def find_sbd(sbd_root: str) -> Path:
@@ -91,12 +86,12 @@ def find_sbd(sbd_root: str) -> Path:
 
 def voc_list(voc: Path, split: str) -> list[str]:
     """The image names of a published split."""
-    return _read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+    return lists.read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
 
 
 def sbd_train(sbd: Path) -> list[str]:
     """The image names of SBD's train list."""
-    return _read_names(sbd / "train.txt")
+    return lists.read_names(sbd / "train.txt")
 
 
 def seg11valid(voc2011_val: Sequence[str], sbd_train_names: Sequence[str]) -> list[str]:
@@ -112,17 +107,4 @@ def voc_pairs(voc: Path, names: Sequence[str]) -> list[Pair]:
 
 def read_sbd_labels(path: Path) -> np.ndarray:
     """The labels `u8[h w]` in an SBD file: field `Segmentation` of the MATLAB struct `GTcls`."""
-    images.read_bytes(path)
-    try:
-        struct = loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"]
-        return np.asarray(struct.Segmentation, np.uint8)
-    # loadmat meets a damaged file with whatever its parser stumbles over: ValueError, TypeError, KeyError, zlib.error …
-    except Exception as error:
-        raise DataError(f"{path}: not a readable SBD label file ({error}); copy it again") from None
-
-
-def _read_names(path: Path) -> list[str]:
-    names = images.read_bytes(path).decode("utf-8", errors="replace").split()
-    if not names:
-        raise DataError(f"{path}: the list is empty; copy it again")
-    return names
+    return matlab.read_labels(path, "GTcls", "Segmentation").astype(np.uint8)
