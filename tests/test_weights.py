@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax import models, weights
+from fcn_jax import models, state, weights
 from fcn_jax.errors import ConfigError, WeightFileError
-from fcn_jax.inputs import FCN_INPUT
+from fcn_jax.labels import by_head, class_counts
 from fcn_jax.ops.bilinear import bilinear_kernel
 from fcn_jax.weights import layout
 
@@ -372,10 +372,32 @@ def test_unknown_models_are_named(write, fcn8s):
         weights.load(write(blobs), variables, model="fcn9s")
 
 
-def test_releases_name_models_that_exist():
-    assert set(weights.RELEASES) == {"voc-fcn32s", "voc-fcn16s", "voc-fcn8s", "voc-fcn8s-atonce"}
-    for release in weights.RELEASES.values():
-        module = models.create(release.model, 21, **release.arguments)
-        assert isinstance(module, models.FCN) and module.padding == "caffe"
-        assert release.input_spec == FCN_INPUT
-        assert release.info.num_classes == 21 and release.info.class_names[15] == "person"
+# What the data set of each release calls some of its classes, by head.
+CLASS_NAMES = {
+    "voc": {"": (21, "person", 15)},
+    "nyud": {"": (40, "wall", 0)},
+    "siftflow": {"sem": (33, "moon", 15), "geo": (3, "sky", 0)},
+    "pascal_context": {"": (60, "wood", 59)},
+    "imagenet": {"": (1000, "tabby, tabby cat", 281)},
+}
+
+
+@pytest.mark.parametrize("name", weights.RELEASES)
+def test_releases_name_models_that_exist(name):
+    release = weights.RELEASES[name]
+    named = {
+        h: (i.num_classes, i.class_names[CLASS_NAMES[release.dataset][h][2]]) for h, i in by_head(release.info).items()
+    }
+    assert named == {head: wanted[:2] for head, wanted in CLASS_NAMES[release.dataset].items()}
+    channels = len(release.input_spec.order)
+    module = models.create(release.model, class_counts(release.info), in_channels=channels, **release.arguments)
+    assert set(state.abstract_params(module)) > set(module.class_layers().get("", ()))
+    if isinstance(module, models.FCN):
+        assert module.padding == "caffe"
+
+
+def test_the_files_of_the_release_were_published_under_these_names():
+    voc = {f"voc-fcn{net}" for net in ("32s", "16s", "8s", "8s-atonce", "-alexnet")}
+    nyud = {f"nyud-fcn32s-{what}" for what in ("color", "hha", "color-d", "color-hha")}
+    others = {f"{data}-fcn{net}s" for data in ("siftflow", "pascalcontext") for net in (32, 16, 8)}
+    assert voc | nyud | others <= set(weights.RELEASES)

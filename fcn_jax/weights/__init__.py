@@ -4,42 +4,73 @@
     load(path, variables, model=name, skip=())  into the variables of a net, strictly
     transfer(blobs, variables, model=name, …)   the same for arrays at hand, with a report of what came from where
     load_model(path, model)                     the net that the file itself tells, and its variables
+    load_net(path, model)                       the same with what it expects to see
     RELEASES                                    what the published files are
 
-Only this file knows the nets: the readers know their formats, `matching` compares names and shapes.
+Only this file knows the nets: the readers know their formats, `names` the files' names, `matching` compares shapes.
 """
 
 import functools
+import importlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax import models
-from fcn_jax.errors import ConfigError
-from fcn_jax.weights import caffemodel, matching, measure
+from fcn_jax import models, state
+from fcn_jax.errors import ConfigError, WeightFileError, did_you_mean
+from fcn_jax.inputs import FCN_INPUT, InputSpec
+from fcn_jax.labels import DatasetInfo, Info, by_head, class_counts, only_head, voc_palette
+from fcn_jax.weights import matching, measure, names
+from fcn_jax.weights.files import Malformed, opened
 from fcn_jax.weights.formats import format_of
 from fcn_jax.weights.matching import NetForm, Report
+from fcn_jax.weights.names import name_blobs
 from fcn_jax.weights.releases import RELEASES, Release
 
-__all__ = ["RELEASES", "Release", "Report", "load", "load_model", "read", "transfer"]
+__all__ = [
+    "RELEASES",
+    "Net",
+    "Release",
+    "Report",
+    "expected_input",
+    "load",
+    "load_model",
+    "load_net",
+    "read",
+    "transfer",
+]
 
-READERS = {"caffemodel": caffemodel.read}
+# Format → the module whose `parse` reads it, imported on use, and what errors call such a file.
+READERS = {
+    "caffemodel": ("caffemodel", "caffemodel"),
+    "torch": ("torch_checkpoint", "torch checkpoint"),
+    "safetensors": ("safetensors_file", "safetensors file"),
+    "hdf5": ("hdf5", "HDF5 file"),
+    "onnx": ("onnx_model", "ONNX model"),
+    "numpy": ("numpy_archive", "file of NumPy arrays"),
+}
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike[str], max_bytes: int | None = None) -> dict[str, np.ndarray]:
     """All arrays of a weight file by name, in the file's order and layout; its format is told by its content.
 
-    Raises WeightFileError, naming file and fault, for files that are broken or of a format that is not read.
+    Read are Caffe's .caffemodel, torch checkpoints, safetensors, HDF5 (Keras, Caffe), ONNX models and NumPy's .npz and
+    .npy. `max_bytes` bounds what the arrays may take together (8 GiB unless given). Raises WeightFileError, naming file
+    and fault, for files that are broken, too large or of a format that is not read.
     """
-    return READERS[format_of(path)](path)
+    with opened(path, max_bytes) as file:
+        module, what = READERS[format_of(file)]
+        reader = importlib.import_module(f"{__name__}.{module}")
+        try:
+            return reader.parse(file)
+        except Malformed as fault:
+            raise WeightFileError(f"{path}: not a whole {what}: {fault}") from None
 
 
-def load(path: str | os.PathLike[str], variables: Any, model: str, skip: str | Sequence[str] = ()) -> Any:
+def load(path: str | os.PathLike[str], variables: Any, model: str | nn.Module, skip: str | Sequence[str] = ()) -> Any:
     """The variables of a net with all of its parameters taken from a file; see `transfer`."""
     return transfer(read(path), variables, model=model, skip=skip, source=str(path))[0]
 
@@ -47,62 +78,143 @@ def load(path: str | os.PathLike[str], variables: Any, model: str, skip: str | S
 def transfer(
     blobs: Mapping[str, np.ndarray],
     variables: Any,
-    model: str,
+    model: str | nn.Module,
     skip: str | Sequence[str] = (),
     source: str = "weights",
+    name: str = "",
 ) -> tuple[Any, Report]:
-    """Puts the arrays of a file into `variables` of a net, whose `model` is a model's or a release's name.
+    """Puts the arrays of a file into `variables` of a net, given as a module or a model's or a release's name.
 
     Strict: everything fits, or one WeightFileError lists all that is missing, unused or of another shape. `skip` names
     layers, exactly or as `fc*`: those of the net keep their initialisation, those of the file are not read. `source` is
-    what errors call the arrays.
+    what errors call the arrays, and `name` what they call a module.
     """
-    return matching.match(blobs, variables, net_form(model), skip, source)
+    form = net_form(model) if isinstance(model, str) else _form_of(model, name or type(model).__name__)
+    return matching.match(name_blobs(blobs), variables, form, skip, source)
+
+
+class Net(NamedTuple):
+    """A net from a file: the module, its variables, what it expects to see, and what was loaded."""
+
+    module: nn.Module
+    variables: Any
+    input_spec: InputSpec
+    report: Report
 
 
 def load_model(path: str | os.PathLike[str], model: str, **arguments: Any) -> tuple[nn.Module, Any]:
-    """The net that a file holds, and its variables.
+    """The net that a file holds, and its variables; see `load_net`."""
+    net = load_net(path, model, **arguments)
+    return net.module, net.variables
+
+
+def load_net(path: str | os.PathLike[str], model: str, **arguments: Any) -> Net:
+    """The net that a file holds, with its variables.
 
     Channels, classes, scales and the form of each up-sampling layer are read off the tensors: exactly bilinear ones
     become fixed, others parameters, dense or grouped as they are stored. `model` is a model's or a release's name;
-    `arguments` of `models.create` win over what the file tells. Padding is Caffe's 100 pixels unless given.
+    `arguments` of `models.create` win over what the file tells. An FCN's padding is Caffe's 100 pixels unless given.
     """
-    name, own_arguments = _resolve(model)
-    form = net_form(model)
+    release = _release(model)
     blobs = read(path)
-    layers = [layer for layer in _parameter_shapes(models.create(name, 1)) if layer not in form.upsampling]
-    measured = measure.fcn_arguments(blobs, layers, form, str(path))
-    module = models.create(name, **{"padding": "caffe", **measured, **own_arguments, **arguments})
-    form = NetForm(form.name, form.upsampling, _pool_scales(module))
-    variables, _ = matching.match(blobs, {"params": _parameter_shapes(module)}, form, (), str(path))
-    return module, variables
+    named = name_blobs(blobs)
+    prototype = _prototype(model)
+    form = _form_of(prototype, model)
+    class_layers = prototype.class_layers()
+    if isinstance(prototype, models.FCNResNet):
+        measured = measure.resnet_arguments(named, class_layers, form, str(path))
+    else:
+        fixed = {*form.upsampling, *(layer for layers in class_layers.values() for layer in layers)}
+        measured = measure.arguments(
+            named,
+            form,
+            layers=[layer for layer in state.abstract_params(prototype) if layer not in fixed],
+            first_layers=prototype.first_layers(),
+            class_layers=class_layers,
+            source=str(path),
+        )
+    if isinstance(prototype, models.FCN):
+        measured["padding"] = "caffe"
+    module = models.create(release.model, **{**measured, **release.arguments, **arguments})
+    variables = state.abstract_variables(module)
+    # What only the training used is passed over where it is there.
+    skip = [
+        pattern for pattern in release.left_out if any(names.matches(names.layer_of(b), pattern) for b in named.blobs)
+    ]
+    variables, report = matching.match(named, variables, _form_of(module, model), skip, str(path))
+    return Net(module, variables, expected_input(blobs, model), report)
 
 
-def _resolve(model: str) -> tuple[str, Mapping[str, Any]]:
-    release = RELEASES.get(model)
-    if release is not None:
-        return release.model, release.arguments
+def expected_input(blobs: Mapping[str, np.ndarray], model: str = "") -> InputSpec:
+    """What a net with these weights expects to see: told by their origin, else by the release, else as the FCN release.
+
+    torchvision's expect RGB scaled by mean and deviation, Caffe's BGR minus a mean; the kernels stay as they are.
+    """
+    told = name_blobs(blobs).origin.input_spec
+    if told is not None:
+        return told
+    return RELEASES[model].input_spec if model in RELEASES else FCN_INPUT
+
+
+def classes_of(module: nn.Module, model: str) -> Info:
+    """What the classes of a net from a file are called: as the release says, else ImageNet's thousand, else numbers."""
+    counts = by_head(module.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
+    for release in (model, "vgg16-ilsvrc"):
+        if release in RELEASES and by_head(class_counts(RELEASES[release].info)) == counts:
+            return RELEASES[release].info
+    return only_head(
+        {
+            head: DatasetInfo(head or model, tuple(f"class {label}" for label in range(count)), voc_palette(count))
+            for head, count in counts.items()
+        }
+    )
+
+
+def with_extra_channels(blobs: Mapping[str, np.ndarray], module: nn.Module) -> dict[str, np.ndarray]:
+    """The arrays of a file, the first layer's kernel grown to the net's input: each further channel starts as the mean.
+
+    So the FCN release began its net of colour and depth with a classifier's weights.
+    """
+    named = name_blobs(blobs)
+    grown = dict(named.blobs)
+    channels: int = module.in_channels  # pyright: ignore[reportAttributeAccessIssue]
+    for name in module.first_layers():  # pyright: ignore[reportAttributeAccessIssue]
+        kernel = grown.get(f"{name}.0")
+        if kernel is not None and kernel.ndim == 4 and kernel.shape[1] < channels:
+            extra = np.repeat(kernel.mean(axis=1, keepdims=True), channels - kernel.shape[1], axis=1)
+            grown[f"{name}.0"] = np.concatenate([kernel, extra], axis=1)
+    return grown
+
+
+def net_form(model: str) -> NetForm:
+    """What the net of a model's or release's name does without parameters, asked from the net itself."""
+    return _form_of(_prototype(model), model)
+
+
+def _release(model: str) -> Release:
+    """The release of that name; a model's name stands for that model with any weights."""
+    if model in RELEASES:
+        return RELEASES[model]
     if model not in models.MODELS:
         known = ", ".join([*models.MODELS, *RELEASES])
-        raise ConfigError(f"{model!r} is neither a model nor a release; they are {known}")
-    return model, {}
+        raise ConfigError(
+            f"{model!r} is neither a model nor a release; they are {known}"
+            f"{did_you_mean(model, [*models.MODELS, *RELEASES])}"
+        )
+    return Release(model, {}, FCN_INPUT, "")
 
 
 @functools.cache
-def net_form(model: str) -> NetForm:
-    """What the net of a model's or release's name does without parameters, asked from the net itself."""
-    name, arguments = _resolve(model)
-    # In the dense form every up-sampling layer has a kernel, and they alone have no bias.
-    parameters = _parameter_shapes(models.create(name, 1, upsampling="dense"))
-    upsampling = {layer: leaves["kernel"].shape[0] for layer, leaves in parameters.items() if "bias" not in leaves}
-    return NetForm(model, upsampling, _pool_scales(models.create(name, 1, **arguments)))
+def _prototype(model: str) -> Any:
+    """The net of a model's or release's name with one class a head, to be asked and never run."""
+    release = _release(model)
+    classes = dict.fromkeys(release.heads, 1) if release.heads else 1
+    channels = 3 * len(release.arguments.get("streams", ("",)))
+    return models.create(release.model, classes, **{**release.arguments, "in_channels": channels})
 
 
-def _pool_scales(module: Any) -> dict[str, float]:
-    skips = {32: (), 16: ("pool4",), 8: ("pool4", "pool3")}[module.stride]
-    return dict(zip(skips, module.pool_scales, strict=False))
-
-
-def _parameter_shapes(module: nn.Module) -> Any:
-    image = jax.ShapeDtypeStruct((1, 1, 1, getattr(module, "in_channels", 3)), jnp.float32)
-    return jax.eval_shape(lambda image: module.init(jax.random.key(0), image), image)["params"]
+def _form_of(module: Any, name: str) -> NetForm:
+    # Classifiers have neither.
+    upsampling = module.upsampling_kernels() if hasattr(module, "upsampling_kernels") else {}
+    scales = module.pool_factors() if hasattr(module, "pool_factors") else {}
+    return NetForm(name, upsampling, scales)

@@ -1,10 +1,10 @@
 """Caffe's binary `NetParameter` (.caffemodel) to `{"layer.index": array}`, without Caffe and without protobuf.
 
 Two generations are read: V1 (`layers`, field 2, until 2014) and V2 (`layer`, field 100). Only names and blobs matter
-here; every other field, also the numbers that forks of Caffe reused for fields of their own, is passed over. Arrays
-have the file's own layout: blob 0 is the weight `[out in k k]` (inner product `[out in]`, deconvolution
-`[in out/group k k]`), blob 1 the bias. Blobs without a `shape` have the four legacy dimensions, `1 1 1 n` for a bias;
-they are kept so.
+here; every other field, also the numbers that forks of Caffe reused for fields of their own, is passed over, and so are
+gradients (`diff`). Arrays have the file's own layout: blob 0 is the weight `[out in k k]` (inner product `[out in]`,
+deconvolution `[in out/group k k]`), blob 1 the bias. Blobs without a `shape` have the four legacy dimensions, `1 1 1 n`
+for a bias; they are kept so.
 
 Field numbers: src/caffe/proto/caffe.proto of BVLC Caffe.
 
@@ -13,14 +13,12 @@ transfer finds that, as missing names.
 """
 
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from fcn_jax.errors import WeightFileError
-from fcn_jax.weights.protobuf import BYTES, FIXED32, FIXED64, VARINT, Malformed, Numbers, fields, signed, varints
+from fcn_jax.weights.files import Malformed, WeightFile
+from fcn_jax.weights.protobuf import BYTES, MAX_TEXT, VARINT, Numbers, Piece, extend_shape, fields, signed
 
 # (layers within the net, name within the layer, blobs within the layer)
 _V1_LAYERS, _V1_NAME, _V1_BLOBS = 2, 4, 6
@@ -30,103 +28,84 @@ _LEGACY_DIMENSIONS = (1, 2, 3, 4)
 _DATA, _SHAPE, _DOUBLE_DATA = 5, 7, 8
 _DIM = 1
 
-_MAX_AXES = 32  # kMaxBlobAxes of Caffe; NumPy stops at 64
 _MAX_BLOBS = 1 << 16  # far beyond any net; bounds the objects made for a file of empty messages
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All blobs of a caffemodel in the file's order, as views into one read of the file.
-
-    Raises WeightFileError, naming the file and the fault, for anything that is not a whole caffemodel with weights.
-    """
-    try:
-        if not Path(path).is_file():
-            raise WeightFileError(f"{path}: no such file")
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise WeightFileError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse(data, str(path))
-
-
-def parse(data: bytes, source: str) -> dict[str, np.ndarray]:
-    """`read` for bytes at hand; `source` is what errors call them."""
-    if not data:
-        raise WeightFileError(f"{source}: the file is empty")
+def parse(file: WeightFile) -> dict[str, np.ndarray]:
+    """All blobs of a caffemodel in the file's order. Raises Malformed for what is no whole caffemodel with weights."""
     blobs: dict[str, np.ndarray] = {}
-    try:
-        for layer, index, blob in _blobs(memoryview(data)):
-            name = f"{layer}.{index}"
-            if name in blobs:
-                raise Malformed(f"two layers named {layer!r} hold weights")
-            if len(blobs) == _MAX_BLOBS:
-                raise Malformed(f"it holds more than {_MAX_BLOBS} blobs")
-            blobs[name] = blob
-    except Malformed as fault:
-        raise WeightFileError(f"{source}: not a whole caffemodel: {fault}") from None
+    for layer, index, blob in _blobs(file):
+        name = f"{layer}.{index}"
+        if name in blobs:
+            raise Malformed(f"two layers named {layer!r} hold weights")
+        if len(blobs) == _MAX_BLOBS:
+            raise Malformed(f"it holds more than {_MAX_BLOBS} blobs")
+        blobs[name] = blob
     if not blobs:
-        raise WeightFileError(f"{source}: no layer in it holds weights; is it a caffemodel?")
+        raise Malformed("no layer in it holds weights; is it a caffemodel?")
     return blobs
 
 
-def _blobs(net: memoryview) -> Iterator[tuple[str, int, np.ndarray]]:
+def _blobs(file: WeightFile) -> Iterator[tuple[str, int, np.ndarray]]:
     generations = set()
-    for number, wire_type, value in fields(net):
+    for number, wire_type, value in fields(file, 0, file.size):
         if wire_type != BYTES or number not in (_V1_LAYERS, _V2_LAYER):
             continue
         generations.add(number)
         if len(generations) > 1:
             raise Malformed("it mixes `layers` (V1) and `layer` (V2)")
-        assert isinstance(value, memoryview)
+        assert isinstance(value, Piece)
         name_field, blobs_field = (_V1_NAME, _V1_BLOBS) if number == _V1_LAYERS else (_V2_NAME, _V2_BLOBS)
-        yield from _blobs_of_layer(value, name_field, blobs_field)
+        yield from _blobs_of_layer(file, value, name_field, blobs_field)
 
 
-def _blobs_of_layer(layer: memoryview, name_field: int, blobs_field: int) -> Iterator[tuple[str, int, np.ndarray]]:
-    name, messages = "", []
-    for number, wire_type, value in fields(layer):
-        if wire_type == BYTES and number == name_field:
+def _blobs_of_layer(
+    file: WeightFile, layer: Piece, name_field: int, blobs_field: int
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    name, count = "", 0
+    for number, wire_type, value in fields(file, layer.offset, layer.stop):
+        if wire_type != BYTES:
+            continue
+        assert isinstance(value, Piece)
+        if number == name_field:
+            if value.size > MAX_TEXT:
+                raise Malformed(f"the name of a layer has {value.size} bytes, more than {MAX_TEXT}")
             # Caffe does not check the encoding of names, so neither does this: what is no UTF-8 stays visible.
-            name = bytes(value).decode("utf-8", "backslashreplace")
-        elif wire_type == BYTES and number == blobs_field:
-            messages.append(value)
-            if len(messages) > _MAX_BLOBS:
+            name = file.at(*value).decode("utf-8", "backslashreplace")
+        elif number == blobs_field:
+            count += 1
+            if count > _MAX_BLOBS:
                 raise Malformed(f"layer {name!r} holds more than {_MAX_BLOBS} blobs")
-    for index, message in enumerate(messages):
-        try:
-            yield name, index, _array(message)
-        except Malformed as fault:
-            raise Malformed(f"blob {index} of layer {name!r}: {fault}") from None
+    index = 0
+    for number, wire_type, value in fields(file, layer.offset, layer.stop):
+        if number == blobs_field and wire_type == BYTES:
+            assert isinstance(value, Piece)
+            try:
+                yield name, index, _array(file, value)
+            except Malformed as fault:
+                raise Malformed(f"blob {index} of layer {name!r}: {fault}") from None
+            index += 1
 
 
-def _array(blob: memoryview) -> np.ndarray:
+def _array(file: WeightFile, blob: Piece) -> np.ndarray:
     legacy: dict[int, int] = {}
     shape: list[int] = []
-    floats, doubles = Numbers("<f4"), Numbers("<f8")
-    for number, wire_type, value in fields(blob):
+    floats, doubles = Numbers(_DATA, "<f4"), Numbers(_DOUBLE_DATA, "<f8")
+    for number, wire_type, value in fields(file, blob.offset, blob.stop):
         if isinstance(value, int):
             if number in _LEGACY_DIMENSIONS:
                 legacy[number] = signed(value)
-        elif number == _DATA and wire_type in (BYTES, FIXED32):
-            floats.append(value)
-        elif number == _DOUBLE_DATA and wire_type in (BYTES, FIXED64):
-            doubles.append(value)
         elif number == _SHAPE and wire_type == BYTES:
-            _extend_shape(shape, value)
+            for inner, inner_type, sizes in fields(file, value.offset, value.stop):
+                if inner == _DIM and inner_type in (VARINT, BYTES):
+                    extend_shape(file, shape, sizes)
+        floats.see(number, wire_type, value)
+        doubles.see(number, wire_type, value)
     if legacy:  # Caffe, too, lets the legacy dimensions win; an absent one has the default of its field, 0
         shape = [legacy.get(number, 0) for number in _LEGACY_DIMENSIONS]
-    values = (doubles if len(doubles) else floats).array()
-    if any(size < 0 for size in shape) or math.prod(shape) != len(values):
-        raise Malformed(f"shape {shape} does not fit its {len(values)} values")
-    if not len(values):
+    values = doubles if doubles.most else floats
+    if any(size < 0 for size in shape) or math.prod(shape) != values.most:
+        raise Malformed(f"shape {shape} does not fit its {values.most} values")
+    if not values.most:
         raise Malformed("it holds no values")
-    return values.reshape(shape)
-
-
-def _extend_shape(shape: list[int], message: memoryview) -> None:
-    for number, wire_type, value in fields(message):
-        if number != _DIM or wire_type not in (VARINT, BYTES):
-            continue
-        for size in [value] if isinstance(value, int) else varints(value):
-            if len(shape) == _MAX_AXES:
-                raise Malformed(f"a shape of more than {_MAX_AXES} axes")
-            shape.append(signed(size))
+    return values.array(file, blob, shape)

@@ -12,6 +12,9 @@ import numpy as np
 
 from fcn_jax.errors import WeightFileError
 from fcn_jax.weights import layout, names
+from fcn_jax.weights.names import Named
+
+_COLLECTIONS = ("params", "batch_stats")  # what files hold of a net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +53,16 @@ class Report:
         return text
 
 
-def match(
-    blobs: Mapping[str, np.ndarray], variables: Any, form: NetForm, skip: str | Sequence[str], source: str
-) -> tuple[Any, Report]:
-    """Variables of the same structure with the blobs in place of the parameters, and the report.
+def match(named: Named, variables: Any, form: NetForm, skip: str | Sequence[str], source: str) -> tuple[Any, Report]:
+    """Variables of the same structure with the blobs in place of their leaves, and the report.
 
     Leaves need a shape and a dtype only. Arrays come back as jax arrays of the leaf's dtype; skipped leaves stay.
     """
-    leaves = {path[1:]: leaf for path, leaf in _leaves(variables) if path[0] == "params"}
-    if not leaves:
+    if "params" not in variables:
         raise ValueError("variables hold no 'params': give the whole of what the net's init returned")
-    targets = {names.blob_name(*path): path for path in leaves}
+    blobs = named.blobs
+    leaves = {path: leaf for path, leaf in _leaves(variables) if path[0] in _COLLECTIONS}
+    targets = {names.blob_name(*path[1:]): path for path in leaves}
     constants = {f"{layer}.0" for layer in form.upsampling} | {f"scale_{pool}.0" for pool in form.scales}
     layers = {names.layer_of(name) for name in [*targets, *constants, *blobs]}
     skipped = _skipped_layers((skip,) if isinstance(skip, str) else skip, layers, source)
@@ -69,21 +71,21 @@ def match(
     arrays: dict[tuple[str, ...], jax.Array] = {}
     for name in sorted(targets):
         path, leaf = targets[name], leaves[targets[name]]
-        if path[0] in skipped:
+        if path[1] in skipped:
             continue
         if name not in blobs:
             faults.missing.append(f"{name} ({layout.describe(leaf.shape)})")
             continue
-        array = _convert(blobs[name], path, leaf.shape, form)
+        array = _convert(blobs[name], path[1:], leaf.shape, form)
         if array is None:
-            faults.add_misshapen(name, blobs[name].shape, leaf.shape)
+            faults.add_misshapen(named.shown(name), blobs[name].shape, leaf.shape)
         else:
             # A copy of its own, so that the bytes of the whole file do not stay in memory behind it.
             arrays[path] = jnp.asarray(np.array(array, leaf.dtype, order="C"))
 
     read = {name: blob for name, blob in blobs.items() if names.layer_of(name) not in skipped}
     faults.unused += [
-        f"{name} ({layout.describe(blob.shape)})"
+        f"{named.file_names.get(name, name)} ({layout.describe(blob.shape)})"
         for name, blob in read.items()
         if name not in targets and name not in constants
     ]
@@ -93,14 +95,13 @@ def match(
 
     report = Report(
         source=source,
-        loaded={".".join(path): layout.size(leaf.shape) for path, leaf in leaves.items() if path in arrays},
-        kept={".".join(path): layout.size(leaf.shape) for path, leaf in leaves.items() if path not in arrays},
+        loaded={".".join(path[1:]): layout.size(leaf.shape) for path, leaf in leaves.items() if path in arrays},
+        kept={".".join(path[1:]): layout.size(leaf.shape) for path, leaf in leaves.items() if path not in arrays},
         unread={name: blob.size for name, blob in blobs.items() if name not in read and name not in targets},
         confirmed=tuple(name for name in read if name in constants and name not in targets),
     )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: arrays.get(_keys(path)[1:], leaf) if _keys(path)[0] == "params" else leaf, variables
-    ), report
+    loaded = jax.tree_util.tree_map_with_path(lambda path, leaf: arrays.get(_keys(path), leaf), variables)
+    return loaded, report
 
 
 @dataclasses.dataclass
@@ -128,7 +129,7 @@ class _Faults:
 
 def _convert(blob: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...], form: NetForm) -> np.ndarray | None:
     layer, leaf = path
-    if leaf == "bias":
+    if leaf != "kernel":
         return layout.vector(blob, shape)
     if layer in form.upsampling:
         return layout.transposed_convolution(blob, shape)
@@ -163,7 +164,7 @@ def _check_scales(
     for pool, factor in form.scales.items():
         name, score = f"scale_{pool}.0", f"score_{pool}"
         if name in blobs:
-            scored = leaves.get((score, "kernel"))
+            scored = leaves.get(("params", score, "kernel"))
             channels = blobs[name].size if scored is None else scored.shape[2]
             if layout.vector(blobs[name], (channels,)) is None:
                 faults.add_misshapen(name, blobs[name].shape, (channels,))
