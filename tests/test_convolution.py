@@ -9,10 +9,10 @@ from jax import lax
 from fcn_jax.ops.convolution import conv2d
 
 
-def native(x, kernel, stride=1, padding=0, dilation=1):
+def native(x, kernel, stride=1, padding=0, dilation=1, groups=1):
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), [(padding, padding)] * 2, rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
     )  # fmt: skip
 
 
@@ -116,3 +116,72 @@ def test_precision_is_handed_on():
     assert (
         text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") + text.count("precision=Precision.HIGHEST") == 2
     )
+
+
+# Groups
+
+
+def grouped_scene(size, kernel, groups, inputs, outputs):
+    """`inputs` and `outputs` are those of one group."""
+    x, kernels = scene(size, kernel, (groups * inputs, groups * outputs))
+    return x, kernels[:, :, :inputs]
+
+
+# Size, kernel, stride, padding, groups, channels into and out of a group. AlexNet's own are of the first two kinds.
+GROUPS = [
+    ((9, 8), 5, 1, 2, 2, 6, 4),
+    ((6, 5), 3, 1, 1, 2, 6, 3),
+    ((19, 14), 5, 4, 0, 3, 1, 2),
+    ((7, 6), 3, 2, 1, 2, 2, 2),
+    ((4, 5), 1, 1, 0, 4, 5, 1),
+    ((2, 1), 5, 1, 2, 2, 5, 2),  # smaller than the kernel
+]
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_groups_equal_the_native_convolution(case):
+    size, kernel_size, stride, padding, groups, inputs, outputs = case
+    x, kernel = grouped_scene(size, kernel_size, groups, inputs, outputs)
+    options = {"stride": stride, "padding": padding, "groups": groups}
+
+    @jax.jit
+    def values_and_gradients(x, kernel):
+        results = []
+        for convolve in (conv2d, native):
+            y, gradients_of = jax.vjp(lambda x, kernel, c=convolve: c(x, kernel, **options), x, kernel)
+            results.append((y, *gradients_of(jnp.sin(y))))
+        return results
+
+    for found, wanted in zip(*values_and_gradients(x, kernel), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_a_group_sees_its_own_channels_alone(kernel_size):
+    x, kernel = grouped_scene((6, 7), kernel_size, groups=2, inputs=5, outputs=3)
+    found = jax.jit(lambda x: conv2d(x, kernel, padding=1, groups=2))(x)
+    for group in range(2):
+        share = native(x[..., 5 * group : 5 * group + 5], kernel[..., 3 * group : 3 * group + 3], padding=1)
+        np.testing.assert_allclose(found[..., 3 * group : 3 * group + 3], share, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
+    def run(x, kernel):
+        return jnp.sum(conv2d(x, kernel, padding=kernel_size // 2, groups=2))
+
+    function = jax.jit(jax.grad(run, argnums=(0, 1)) if differentiate else run)
+    shapes = (1, 9, 9, 12), (kernel_size, kernel_size, 6, 4)
+    traced = function.trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
+    lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
+    assert "group_count = 2" not in lowered["cpu"]
+    assert ("stablehlo.convolution" in lowered["cpu"]) == (kernel_size == 3)
+    assert "group_count = 2" in lowered["tpu"]
+    assert "stablehlo.dot_general" not in lowered["tpu"]
+
+
+def test_precision_is_handed_on_to_groups():
+    x, kernel = grouped_scene((6, 5), 3, groups=2, inputs=5, outputs=2)
+    text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, groups=2, precision=lax.Precision.HIGHEST))(x))
+    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 3  # whole, and group by group

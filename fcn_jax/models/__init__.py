@@ -1,5 +1,6 @@
 """The networks, one paper a page; `create` makes them by name."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -7,22 +8,43 @@ import flax.linen as nn
 from flax.core import freeze
 
 from fcn_jax.errors import ConfigError, did_you_mean
+from fcn_jax.models.alexnet import AlexNet
 from fcn_jax.models.fcn import FCN
+from fcn_jax.models.fcn_resnet import FCNResNet
+from fcn_jax.models.googlenet import GoogLeNet
+from fcn_jax.models.vgg import NETS as VGG_NETS
+from fcn_jax.models.vgg import VGG
 
 MODELS = {
     "fcn32s": partial(FCN, stride=32),
     "fcn16s": partial(FCN, stride=16),
     "fcn8s": partial(FCN, stride=8),
     "fcn8s_atonce": partial(FCN, stride=8, pool_scales=(0.01, 0.0001)),
+    "fcn_alexnet": partial(FCN, trunk="caffenet", stride=32),
+    "fcn_googlenet": partial(FCN, trunk="googlenet", stride=32, dropout=0.4),
+    "fcn_resnet50": partial(FCNResNet, depth=50),
+    "fcn_resnet101": partial(FCNResNet, depth=101),
+    **{name: partial(VGG, variant=variant) for name, variant in VGG_NETS.items()},
+    "alexnet": partial(AlexNet, order="norm_first"),
+    "caffenet": partial(AlexNet, order="pool_first"),
+    "googlenet": GoogLeNet,
 }
 
 
-def create(name: str, num_classes: int, **args) -> nn.Module:
-    """The net of that name, for `num_classes` classes; `args` are the fields of its module (see `models.fcn.FCN`)."""
+# Those that give a score to every pixel; the others classify.
+SEGMENTATION = tuple(name for name in MODELS if name.startswith("fcn") and "resnet" not in name)
+
+
+def create(name: str, num_classes: int | Mapping[str, int], **args) -> nn.Module:
+    """The net of that name, for `num_classes` classes; `args` are the fields of its module (see `models.fcn.FCN`).
+
+    A mapping `num_classes` gives a net with a head for each of its names.
+    """
     if name not in MODELS:
         raise ConfigError(f"no model named {name!r}; there are {', '.join(MODELS)}{did_you_mean(name, MODELS)}")
     # A net must be hashable, to be a static argument; plain dicts are not.
     hashable: dict[str, Any] = {
-        field: freeze(value) if isinstance(value, dict) else value for field, value in args.items()
+        field: freeze(value) if isinstance(value, dict) else value
+        for field, value in {"num_classes": num_classes, **args}.items()
     }
-    return MODELS[name](num_classes, **hashable)
+    return MODELS[name](**hashable)

@@ -1,22 +1,27 @@
-"""FCN-32s, FCN-16s and FCN-8s on VGG-16.
+"""FCN-32s, FCN-16s and FCN-8s, on any of the trunks that the papers and the release put under them.
 
 Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015 (figure 3); Shelhamer,
-Long and Darrell, PAMI 2017 (figure 3, and 8s at once); the nets as released (`voc-fcn32s` … `voc-fcn8s-atonce`).
+Long and Darrell, PAMI 2017 (figure 3, and 8s at once); the nets as released (`voc-fcn32s` … `pascalcontext-fcn8s`).
 
-The classifier's fully connected layers become convolutions (fc6 7×7, fc7 1×1) and score every class on a map of stride
-32. Finer stages are scored too and added, coarse scores up-sampled by two each time; one last bilinear transposed
-convolution brings the sum to pixels.
+The classifier's fully connected layers become convolutions (on VGG fc6 is 7×7, fc7 1×1) and score every class on a map
+of stride 32. Finer stages are scored too and added, coarse scores up-sampled by two each time; one last bilinear
+transposed convolution brings the sum to pixels.
 
     net        scores          up-sampling before the sum, and the last         offsets of the crops (100 pixels of pad)
-    FCN-32s    fc7             upscore 64/32                                    19
+    FCN-32s    fc7             upscore 64/32 (AlexNet, GoogLeNet: 63/32)        19 (18)
     FCN-16s    + pool4         upscore2 4/2, upscore16 32/16                    5, 27
     FCN-8s     + pool3         upscore2, upscore_pool4 4/2, upscore8 16/8       5, 9, 31
 
 The release pads the image by 100 pixels so that any size passes fc6; `padding="same"` pads fc6 instead, wasting
 nothing. The offsets are not written anywhere: `ops.Grid` derives them, for both.
+
+Two nets of the release branch. SIFT Flow's has two heads, each a whole set of score and up-sampling layers over one
+trunk; NYUD's late fusion has two streams, each a whole net for its half of the channels, whose scores are averaged.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,31 +29,81 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.models import vgg
+from fcn_jax.models import alexnet, googlenet, vgg
 from fcn_jax.models.layers import Conv, Dropout, Upsample
 from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
 
-PADDINGS = {"caffe": (100, 0), "same": (1, 3)}  # of conv1_1 and of fc6
+Blobs = dict[str, tuple[jax.Array, Grid]]
 # Up-sampling layers by the stride of the finest scores: a step of two before each skip, and the last to pixels.
 UPSAMPLING = {32: ("upscore",), 16: ("upscore2", "upscore16"), 8: ("upscore2", "upscore_pool4", "upscore8")}
+SKIPS = {32: (), 16: ("pool4",), 8: ("pool4", "pool3")}
+PADDINGS = ("caffe", "same")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """A classifier below its fully connected layers, and what these become."""
+
+    run: Callable[..., Blobs]  # of (conv, image, grid, first_padding=, suffix=); the last blob is the map to be scored
+    layers: tuple[str, ...]
+    paddings: Mapping[str, tuple[int, int]]  # of the first layer and of fc6
+    fc6: int | None  # size of its kernel; None: the map is scored as it is
+    kernel: int  # of the transposed convolution by 32; with 64 the grids of AlexNet's would be half a cell apart
+    multiple: int = 1  # what its channel counts are multiples of
+    options: tuple[str, ...] = ()  # fields of the net that `run` takes too
+
+
+TRUNKS = {
+    **{
+        name: Trunk(
+            partial(vgg.trunk, variant=variant),
+            tuple(vgg.layer_names(variant)),
+            paddings={"caffe": (100, 0), "same": (1, 3)},
+            fc6=7,
+            kernel=64,
+        )
+        for name, variant in vgg.NETS.items()
+    },
+    "caffenet": Trunk(
+        alexnet.trunk,
+        alexnet.LAYERS,
+        paddings={"caffe": (100, 0), "same": (5, 3)},
+        fc6=6,
+        kernel=63,
+        multiple=2,
+        options=("lrn_alpha",),
+    ),
+    # Never released: what the papers leave open (pad, crop) follows the others.
+    "googlenet": Trunk(
+        googlenet.trunk,
+        tuple(googlenet.layer_names()),
+        paddings={"caffe": (100, 0), "same": (3, 0)},
+        fc6=None,
+        kernel=63,
+    ),
+}
 
 
 class FCN(nn.Module):
     """Scores every pixel of the input blob `[b h w channels]`, any h and w ≥ 1, with `num_classes` logits.
 
-    `width` multiplies all channel counts and `fc_width` sets those of fc6 and fc7 (4096 · width by default);
-    `channels` overrides single layers. `pool_scales` multiplies pool4 and pool3 before they are scored (at once: 0.01,
-    0.0001). `upsampling` is one of layers.UPSAMPLING_FORMS, or such a form by layer name. Compute runs in `dtype`;
-    parameters, up-sampling and logits in float32 or better.
+    A mapping `num_classes` gives a head for each of its names, and logits as a dict. Of several `streams`, each is fed
+    its even share of `in_channels`. `width` multiplies all channel counts and `fc_width` sets those of fc6 and fc7
+    (4096 · width by default); `channels` overrides single layers. `pool_scales` multiplies pool4 and pool3 before they
+    are scored (at once: 0.01, 0.0001). `upsampling` is one of layers.UPSAMPLING_FORMS, or such a form by layer name.
+    Compute runs in `dtype`; parameters, up-sampling and logits in float32 or better.
     """
 
-    num_classes: int
+    num_classes: int | Mapping[str, int]
+    trunk: str = "vgg16"
     stride: int = 8
     padding: str = "same"
+    streams: tuple[str, ...] = ("",)
     width: float = 1.0
     fc_width: int | None = None
     channels: Mapping[str, int] | None = None
     pool_scales: tuple[float, float] = (1.0, 1.0)
+    lrn_alpha: float = 1e-4
     dropout: float = 0.5
     upsampling: str | Mapping[str, str] = "fixed"
     in_channels: int = 3
@@ -63,94 +118,181 @@ class FCN(nn.Module):
         upsample: bool = True,
         return_taps: bool = False,
         example_index: jax.Array | None = None,
-    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-        """Logits `[b h w c]`; the coarse scores before the last up-sampling with `upsample=False`.
+    ) -> Any:
+        """Logits `[b h w c]`, or `{head: logits}`; the coarse scores before the last up-sampling with `upsample=False`.
 
         With `return_taps` also every layer's output by the release's blob names. Training takes the `dropout` stream;
         `example_index [b]` tells each example's place in the global batch, where that is split over devices.
         """
-        blobs = self.blobs(image, train, upsample, example_index)
+        blobs, outputs = self.blobs(image, train, upsample, example_index)
         taps = {name: x for name, (x, _) in blobs.items()}
-        scores = taps[next(reversed(taps))]
-        return (scores, taps) if return_taps else scores
+        logits = {head: taps[name] for head, name in outputs.items()}
+        logits = logits if isinstance(self.num_classes, Mapping) else logits[""]
+        return (logits, taps) if return_taps else logits
 
     @nn.compact
     def blobs(
         self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None
-    ) -> dict[str, tuple[jax.Array, Grid]]:
-        """Every layer's output by the release's blob names, with the grid that it lies on; the scores come last."""
+    ) -> tuple[Blobs, dict[str, str]]:
+        """Every layer's output by the release's blob names, with the grid that it lies on; and each head's last."""
         self._check(image)
-        pad_first, pad_fc6 = PADDINGS[self.padding]
-        blobs = vgg.trunk(self._conv, image, IMAGE, first_padding=pad_first)
-
-        x, grid = blobs["pool5"]
-        fc_width = self._scaled(4096) if self.fc_width is None else self.fc_width
-        for name, size, pad in (("fc6", 7, pad_fc6), ("fc7", 1, 0)):
-            conv = self._conv(name, fc_width, size, pad)
-            x, grid = nn.relu(conv(x)), conv.grid(grid)
-            x = Dropout(self.dropout, name=f"drop{name[2:]}")(x, train=train, example_index=example_index)
-            blobs[name] = x, grid
-        x = self._score("score_fr", x)
-        blobs["score_fr"] = x, grid
+        trunk = TRUNKS[self.trunk]
+        pad_first, pad_fc6 = trunk.paddings[self.padding]
+        blobs: Blobs = {}
+        outputs: dict[str, str] = {}
+        share = self.in_channels // len(self.streams)
+        for place, stream in enumerate(self.streams):
+            part = image[..., place * share : (place + 1) * share]
+            options = {name: getattr(self, name) for name in trunk.options}
+            blobs |= trunk.run(self._conv, part, IMAGE, first_padding=pad_first, suffix=stream, **options)
+            x, grid = blobs[next(reversed(blobs))]
+            if trunk.fc6 is None:
+                x = self._dropout("drop", x, train, example_index)
+            else:
+                fc_width = self._scaled(4096) if self.fc_width is None else self.fc_width
+                for name, size, pad in (("fc6", trunk.fc6, pad_fc6), ("fc7", 1, 0)):
+                    conv = self._conv(name + stream, fc_width, size, pad)
+                    x, grid = nn.relu(conv(x)), conv.grid(grid)
+                    x = self._dropout(f"drop{name[2:]}{stream}", x, train, example_index)
+                    blobs[name + stream] = x, grid
+            for head, num_classes in self._heads().items():
+                blobs[f"score_fr{stream}{head}"] = self._score(f"score_fr{stream}{head}", x, num_classes), grid
 
         *upscores, last_upscore = UPSAMPLING[self.stride]
-        for upscore, pool, scale in zip(upscores, ("pool4", "pool3"), self.pool_scales, strict=False):
-            up = self._upsample(upscore, 4, 2)
-            x, grid = blobs[upscore] = up(x), up.grid(grid)
-            skip, skip_grid = blobs[pool]
-            if scale != 1:
-                skip = skip * jnp.asarray(scale, skip.dtype)
-                blobs[f"scale_{pool}"] = skip, skip_grid
-            skip = self._score(f"score_{pool}", skip)
-            blobs[f"score_{pool}"] = skip, skip_grid
-            skip, x, grid = crop_to_overlap(skip, skip_grid, x, grid)
-            blobs[f"score_{pool}c"] = skip, skip_grid.crop(skip_grid.offset_of(grid))
-            x = x + skip
-            blobs[f"fuse_{pool}"] = x, grid
-
-        if upsample:
-            up = self._upsample(last_upscore, 2 * self.stride, self.stride)
-            grid = up.grid(grid)
-            offset = grid.offset_of(IMAGE)
-            blobs["score"] = up(x, offset=offset, size=(image.shape[1], image.shape[2])), grid.crop(offset)
-        return blobs
+        for head, num_classes in self._heads().items():
+            name = self._fuse_streams(blobs, head)
+            for upscore, pool in zip(upscores, SKIPS[self.stride], strict=True):
+                x, grid = blobs[name]
+                up = self._upsample(upscore + head, 4, 2)
+                x, grid = blobs[upscore + head] = up(x), up.grid(grid)
+                skip, skip_grid = blobs[self._scale(blobs, pool)]
+                skip = self._score(f"score_{pool}{head}", skip, num_classes)
+                blobs[f"score_{pool}{head}"] = skip, skip_grid
+                skip, x, grid = crop_to_overlap(skip, skip_grid, x, grid)
+                blobs[f"score_{pool}{head}c"] = skip, skip_grid.crop(skip_grid.offset_of(grid))
+                name = f"fuse_{pool}{head}"
+                blobs[name] = x + skip, grid
+            if upsample:
+                x, grid = blobs[name]
+                up = self._upsample(last_upscore + head, self._last_kernel(), self.stride)
+                grid = up.grid(grid)
+                offset = grid.offset_of(IMAGE)
+                name = f"score{head}"
+                blobs[name] = up(x, offset=offset, size=(image.shape[1], image.shape[2])), grid.crop(offset)
+            outputs[head.removeprefix("_")] = name
+        return blobs, outputs
 
     def grids(self) -> dict[str, Grid]:
         """The grid of every blob, by name: its stride, place and receptive field (404 pixels for fc6)."""
         found: dict[str, Grid] = {}
 
         def trace(key, image):
-            blobs, _ = self.init_with_output(key, image, False, True, None, method="blobs")
+            (blobs, _), _ = self.init_with_output(key, image, False, True, None, method="blobs")
             found.update({name: grid for name, (_, grid) in blobs.items()})
 
         jax.eval_shape(trace, jax.random.key(0), jnp.zeros((1, 32, 32, self.in_channels)))
         return found
 
+    def first_layers(self) -> tuple[str, ...]:
+        """The layers that see the image: one a stream."""
+        return tuple(TRUNKS[self.trunk].layers[0] + stream for stream in self.streams)
+
+    def class_layers(self) -> dict[str, tuple[str, ...]]:
+        """By head ("" for the only one): the layers that have an output for each class."""
+        coarse = [f"score_fr{stream}" for stream in self.streams]
+        finer = [f"score_{pool}" for pool in SKIPS[self.stride]]
+        return {head.removeprefix("_"): tuple(name + head for name in (*coarse, *finer)) for head in self._heads()}
+
+    def upsampling_kernels(self) -> dict[str, int]:
+        """The size of each up-sampling layer's kernel."""
+        *upscores, last = UPSAMPLING[self.stride]
+        sizes = {**dict.fromkeys(upscores, 4), last: self._last_kernel()}
+        return {name + head: size for head in self._heads() for name, size in sizes.items()}
+
+    def pool_factors(self) -> dict[str, float]:
+        """What pool4 and pool3 are multiplied by before they are scored, where the net has these skips."""
+        return dict(zip(SKIPS[self.stride], self.pool_scales, strict=False))
+
+    def _heads(self) -> dict[str, int]:
+        """Classes by the end of a head's layer names: `_sem`, or nothing for the only head."""
+        if isinstance(self.num_classes, Mapping):
+            return {f"_{head}": count for head, count in self.num_classes.items()}
+        return {"": self.num_classes}
+
     def _check(self, image: jax.Array) -> None:
         if image.shape[-1] != self.in_channels:
             raise ValueError(f"the image has {image.shape[-1]} channels, the net takes {self.in_channels}")
-        for field, value, choices in (("padding", self.padding, PADDINGS), ("stride", self.stride, UPSAMPLING)):
+        for field, value, choices in (
+            ("trunk", self.trunk, TRUNKS),
+            ("padding", self.padding, PADDINGS),
+            ("stride", self.stride, UPSAMPLING),
+        ):
             if value not in choices:
                 raise ValueError(f"{field}={value!r} is none of {', '.join(map(str, choices))}")
-        for field, names, layers in (
-            ("channels", self.channels or (), [*vgg.layer_names(), "fc6", "fc7"]),
-            ("upsampling", () if isinstance(self.upsampling, str) else self.upsampling, UPSAMPLING[self.stride]),
+        if self.stride != 32 and (len(self.streams) > 1 or TRUNKS[self.trunk].kernel != 64):
+            raise ValueError(f"stride={self.stride}: skips are defined for one stream on a VGG trunk")
+        if self.in_channels % len(self.streams):
+            raise ValueError(f"{self.in_channels} channels cannot be shared by {len(self.streams)} streams")
+        layers = [layer + stream for stream in self.streams for layer in self._inner_layers()]
+        for field, names, known in (
+            ("channels", self.channels or (), layers),
+            ("upsampling", () if isinstance(self.upsampling, str) else self.upsampling, self.upsampling_kernels()),
         ):
-            if unknown := set(names) - set(layers):
-                raise ValueError(f"{field} names {', '.join(sorted(unknown))}, the net has {', '.join(layers)}")
+            if unknown := set(names) - set(known):
+                raise ValueError(f"{field} names {', '.join(sorted(unknown))}, the net has {', '.join(known)}")
 
-    def _conv(self, name: str, features: int, kernel_size: int, padding: int) -> Conv:
-        features = (self.channels or {}).get(name, features if name in ("fc6", "fc7") else self._scaled(features))
-        return Conv(features, kernel_size, padding, dtype=self.dtype, precision=self.precision, name=name)
+    def _inner_layers(self) -> tuple[str, ...]:
+        trunk = TRUNKS[self.trunk]
+        return trunk.layers if trunk.fc6 is None else (*trunk.layers, "fc6", "fc7")
 
-    def _score(self, name: str, x: jax.Array) -> jax.Array:
+    def _fuse_streams(self, blobs: Blobs, head: str) -> str:
+        """The name of a head's coarse scores; those of several streams are averaged."""
+        names = [f"score_fr{stream}{head}" for stream in self.streams]
+        if len(names) == 1:
+            return names[0]
+        total = sum((blobs[name][0] for name in names[1:]), blobs[names[0]][0])
+        blobs[f"score_fused{head}"] = total * jnp.asarray(1 / len(names), total.dtype), blobs[names[0]][1]
+        return f"score_fused{head}"
+
+    def _scale(self, blobs: Blobs, pool: str) -> str:
+        """The name of the skip's features as they are scored: multiplied by a factor where the net has one."""
+        factor, name = self.pool_factors()[pool], f"scale_{pool}"
+        if factor == 1:
+            return pool
+        if name not in blobs:  # heads share it
+            features, grid = blobs[pool]
+            blobs[name] = features * jnp.asarray(factor, features.dtype), grid
+        return name
+
+    def _last_kernel(self) -> int:
+        return TRUNKS[self.trunk].kernel if self.stride == 32 else 2 * self.stride
+
+    def _conv(self, name: str, features: int, kernel_size: int, padding: int, stride: int = 1, groups: int = 1) -> Conv:
+        fully_connected = name.startswith("fc")
+        features = (self.channels or {}).get(name, features if fully_connected else self._scaled(features))
+        return Conv(
+            features,
+            kernel_size,
+            padding,
+            stride,
+            groups=groups,
+            dtype=self.dtype,
+            precision=self.precision,
+            name=name,
+        )
+
+    def _score(self, name: str, x: jax.Array, num_classes: int) -> jax.Array:
         zeros = nn.initializers.zeros_init()
-        x = Conv(self.num_classes, 1, kernel_init=zeros, dtype=self.dtype, precision=self.precision, name=name)(x)
+        x = Conv(num_classes, 1, kernel_init=zeros, dtype=self.dtype, precision=self.precision, name=name)(x)
         return x.astype(np.promote_types(x.dtype, np.float32))
+
+    def _dropout(self, name: str, x: jax.Array, train: bool, example_index: jax.Array | None) -> jax.Array:
+        return Dropout(self.dropout, name=name)(x, train=train, example_index=example_index)
 
     def _upsample(self, name: str, kernel_size: int, stride: int) -> Upsample:
         form = self.upsampling if isinstance(self.upsampling, str) else self.upsampling.get(name, "fixed")
         return Upsample(kernel_size, stride, form, name=name)
 
     def _scaled(self, features: int) -> int:
-        return max(1, round(features * self.width))
+        multiple = TRUNKS[self.trunk].multiple
+        return multiple * max(1, round(features * self.width / multiple))

@@ -14,8 +14,9 @@ from fcn_jax.ops import bilinear, convolution
 from fcn_jax.ops.grid import Grid
 
 # How an up-sampling layer is held: `fixed` is bilinear and no parameter, `grouped` one kernel a channel, `dense` a
-# kernel for each pair of channels, as Caffe stores them. Parameters start bilinear; optim freezes or learns them.
-UPSAMPLING_FORMS = ("fixed", "grouped", "dense")
+# kernel for each pair of channels, as Caffe stores them, `dense_biased` the same with a bias. Parameters start
+# bilinear; optim freezes or learns them.
+UPSAMPLING_FORMS = ("fixed", "grouped", "dense", "dense_biased")
 
 
 class Conv(nn.Module):
@@ -26,24 +27,32 @@ class Conv(nn.Module):
     padding: int = 0
     stride: int = 1
     dilation: int = 1
+    groups: int = 1
+    use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
     dtype: Any = jnp.float32
     precision: jax.lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            shares = f"{x.shape[-1]} channels in and {self.features} out"
+            raise ValueError(f"{self.name}: {shares} cannot be shared by {self.groups} groups")
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         y = convolution.conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
+            groups=self.groups,
             precision=self.precision,
         )
-        return y + bias.astype(self.dtype)[None, None, None]
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            y = y + bias.astype(self.dtype)[None, None, None]
+        return y
 
     def grid(self, grid: Grid) -> Grid:
         """Where the output's cells lie, for an input whose cells lie on `grid`."""
@@ -68,12 +77,15 @@ class Upsample(nn.Module):
             return bilinear.upsample_bilinear(x, self.kernel_size, self.stride, offset=offset, size=size)
         kernel = self.param("kernel", self._bilinear_init, x.shape[-1])
         y = bilinear.transposed_conv(x, kernel.astype(x.dtype), self.stride)
+        if self.form == "dense_biased":
+            bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+            y = y + bias.astype(y.dtype)[None, None, None]
         height, width = size if size is not None else (y.shape[1] - offset, y.shape[2] - offset)
         return y[:, offset : offset + height, offset : offset + width]
 
     def _bilinear_init(self, key: jax.Array, channels: int) -> jax.Array:
         taps = bilinear.bilinear_kernel(self.kernel_size)
-        between = np.eye(channels) if self.form == "dense" else np.ones((1, channels))
+        between = np.ones((1, channels)) if self.form == "grouped" else np.eye(channels)
         return jnp.asarray(np.outer(taps, taps)[:, :, None, None] * between, jnp.float32)
 
     def grid(self, grid: Grid) -> Grid:

@@ -1,8 +1,9 @@
-"""The VGG nets' convolutional layers.
+"""The VGG nets: eleven to nineteen layers of small kernels.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015, table 1.
-Every convolution is 3×3 with a padding of one pixel and a ReLU; five times a 2×2 max pooling halves the map, rounding
-up. Two 3×3 layers see 5×5 pixels and three see 7×7, with fewer parameters than one large kernel would have.
+Every convolution is 3×3 with a padding of one pixel (the third ones of net C are 1×1) and has a ReLU; five times a 2×2
+max pooling halves the map, rounding up. Two 3×3 layers see 5×5 pixels and three see 7×7, with fewer parameters than one
+large kernel would have.
 
     block   channels   after pooling: stride, receptive field (net D, pixels)
     1       64         2, 6
@@ -10,41 +11,86 @@ up. Two 3×3 layers see 5×5 pixels and three see 7×7, with fewer parameters th
     3       256        8, 44
     4       512        16, 100
     5       512        32, 212
+    fc6     4096       32, 404
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from fcn_jax.ops.grid import Grid
+from fcn_jax.models.classifier import Blobs, Classifier
+from fcn_jax.ops.grid import IMAGE, Grid
+from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.pooling import max_pool
 
-# Convolutions in each of the five blocks, by the paper's column.
-VARIANTS = {"D": (2, 2, 3, 3, 3)}
+# Kernel sizes of the convolutions in each of the five blocks, by the paper's column.
+VARIANTS = {
+    "A": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "A-LRN": ((3,), (3,), (3, 3), (3, 3), (3, 3)),
+    "B": ((3, 3), (3, 3), (3, 3), (3, 3), (3, 3)),
+    "C": ((3, 3), (3, 3), (3, 3, 1), (3, 3, 1), (3, 3, 1)),
+    "D": ((3, 3), (3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)),
+    "E": ((3, 3), (3, 3), (3, 3, 3, 3), (3, 3, 3, 3), (3, 3, 3, 3)),
+}
+NETS = {"vgg11": "A", "vgg11_lrn": "A-LRN", "vgg13": "B", "vgg16_1x1": "C", "vgg16": "D", "vgg19": "E"}
 
 CHANNELS = (64, 128, 256, 512, 512)
+LRN_ALPHA, LRN_K = 5e-4, 2.0  # Krizhevsky's: his alpha of 1e-4 is not divided by the five channels, as ours is
 
 
 def layer_names(variant: str = "D") -> list[str]:
     """The convolutions' names, in order."""
-    return [f"conv{block}_{layer}" for block, depth in enumerate(VARIANTS[variant], 1) for layer in range(1, depth + 1)]
+    return [
+        f"conv{block}_{layer}"
+        for block, kernels in enumerate(VARIANTS[variant], start=1)
+        for layer in range(1, len(kernels) + 1)
+    ]
 
 
 def trunk(
-    conv: Callable[..., nn.Module], x: jax.Array, grid: Grid, variant: str = "D", first_padding: int = 1
-) -> dict[str, tuple[jax.Array, Grid]]:
+    conv: Callable[..., Any],
+    x: jax.Array,
+    grid: Grid,
+    variant: str = "D",
+    first_padding: int = 1,
+    suffix: str = "",
+) -> Blobs:
     """Runs the trunk inside the calling module; `conv(name, features, kernel_size, padding)` makes a layer of it.
 
     Gives each layer's output, after its ReLU, with the grid that it lies on, by the release's names conv1_1 … pool5.
+    `suffix` is added to all names, of layers and of blobs.
     """
-    taps = {}
-    for block, (depth, channels) in enumerate(zip(VARIANTS[variant], CHANNELS, strict=True), start=1):
-        for layer in range(1, depth + 1):
+    blobs: Blobs = {}
+    for block, (kernels, channels) in enumerate(zip(VARIANTS[variant], CHANNELS, strict=True), start=1):
+        for layer, kernel in enumerate(kernels, start=1):
             name = f"conv{block}_{layer}"
-            module = conv(name, channels, 3, first_padding if name == "conv1_1" else 1)
-            x, grid = nn.relu(module(x)), module.grid(grid)
-            taps[name] = x, grid
-        x, grid = max_pool(x), grid.conv(kernel=2, stride=2)
-        taps[f"pool{block}"] = x, grid
-    return taps
+            padding = first_padding if name == "conv1_1" else kernel // 2
+            module = conv(name + suffix, channels, kernel, padding)
+            x, grid = blobs[name + suffix] = nn.relu(module(x)), module.grid(grid)
+            if variant == "A-LRN" and name == "conv1_1":
+                x, grid = blobs[f"norm1{suffix}"] = local_response_norm(x, alpha=LRN_ALPHA, k=LRN_K), grid
+        x, grid = blobs[f"pool{block}{suffix}"] = max_pool(x), grid.conv(kernel=2, stride=2)
+    return blobs
+
+
+class VGG(Classifier):
+    """One of the paper's nets, by column; `[b h w 3]` to a map of `ceil(h / 32) − 6` by `ceil(w / 32) − 6` cells.
+
+    One cell for the net's own crop of 224×224 pixels.
+    """
+
+    variant: str = "D"
+
+    SMALLEST = 6 * 32 + 1  # fc6 needs 7 cells of 32 pixels, of which one pixel of the last is enough
+
+    @nn.compact
+    def blobs(self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None) -> Blobs:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant={self.variant!r} is none of {', '.join(VARIANTS)}")
+        self._check(image)
+        return self._fully_connected(trunk(self._conv, image, IMAGE, self.variant), 7, train, example_index)
+
+    def layer_names(self) -> tuple[str, ...]:
+        return (*layer_names(self.variant), "fc6", "fc7")

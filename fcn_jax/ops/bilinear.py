@@ -6,6 +6,8 @@ were trained with that fade and it is kept. Interpolation always runs in the hig
 would multiply in bfloat16, and in an up-sampling of 32 that moves boundaries.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,15 @@ def _interpolation_matrix(cells: int, kernel: int, stride: int, offset: int, len
     position = np.arange(length)[:, None] + offset - stride * np.arange(cells)
     inside = (position >= 0) & (position < kernel)
     return np.where(inside, taps[np.where(inside, position, 0)], 0.0)
+
+
+def interpolate(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """A map `[b h w c]` at another size `(H, W)`: linear between the cells' centres, constant beyond the outermost.
+
+    PyTorch's `interpolate` without aligned corners. No transposed convolution: nothing fades at the borders.
+    """
+    shape = (x.shape[0], *size, x.shape[-1])
+    return jax.image.resize(x, shape, "linear", antialias=False, precision=lax.Precision.HIGHEST)
 
 
 def transposed_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

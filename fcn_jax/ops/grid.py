@@ -9,10 +9,11 @@ Source: the rule is that of Caffe's `coord_map` (python/caffe/coord_map.py), whi
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import jax
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +102,18 @@ def crop_to_overlap(
         second[:, before_second : before_second + height, before_second : before_second + width],
         Grid(first_grid.start, first_grid.step, seen),
     )
+
+
+def spread(values: np.ndarray, grid: Grid, size: Sequence[int]) -> np.ndarray:
+    """A map `[h' w']` whose cells lie on `grid` at the pixels of an image of `size` (h, w): f32 `[h w]`.
+
+    Linear between the centres of the cells, constant beyond the outermost.
+    """
+    rows, columns = (_weights(cells, grid, length) for cells, length in zip(values.shape, size, strict=True))
+    return (rows @ values.astype(np.float64) @ columns.T).astype(np.float32)
+
+
+def _weights(cells: int, grid: Grid, length: int) -> np.ndarray:
+    """`[length cells]`: how much of each cell a pixel holds."""
+    place = np.clip((np.arange(length) - float(grid.start)) / float(grid.step), 0, cells - 1)
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(cells)))

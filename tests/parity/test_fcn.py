@@ -1,4 +1,4 @@
-"""FCN-32s, 16s, 8s and 8s at once: every blob that Caffe stored, and up-sampling kernels against a scatter loop."""
+"""The nets of the FCN release: every blob that Caffe stored, and up-sampling kernels against a scatter loop."""
 
 import caffemodel_writer as writer
 import jax
@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from fcn_jax import models, weights
+from fcn_jax.labels import by_head
 
-RELEASES = ("voc-fcn32s", "voc-fcn16s", "voc-fcn8s", "voc-fcn8s-atonce")
+RELEASES = (
+    *("voc-fcn32s", "voc-fcn16s", "voc-fcn8s", "voc-fcn8s-atonce", "voc-fcn-alexnet"),
+    *("nyud-fcn32s-color", "nyud-fcn32s-color-d", "nyud-fcn32s-color-hha"),
+    *("siftflow-fcn16s", "pascalcontext-fcn8s"),
+)
 TOLERANCE = 1e-5  # of a blob's largest magnitude; the references agree among themselves to about 1e-6
 
 
@@ -26,7 +31,8 @@ def run(path, model: str, image: np.ndarray) -> dict[str, jax.Array]:
     module, variables = weights.load_model(path, model, precision=jax.lax.Precision.HIGHEST)
     apply = jax.jit(lambda variables, image: module.apply(variables, image, return_taps=True))
     logits, taps = apply(variables, image)
-    np.testing.assert_array_equal(logits, taps["score"])
+    for head, scores in by_head(logits).items():
+        np.testing.assert_array_equal(scores, taps[f"score_{head}" if head else "score"])
     return taps
 
 
@@ -35,8 +41,9 @@ def test_every_stored_blob(shared, release):
     folder = shared / "parity" / release
     with np.load(folder / "case.npz") as case:
         blobs = {name: case[name] for name in case.files if name != "meta"}
-    taps = run(folder / "net.caffemodel", release, nhwc(blobs.pop("in.data")))
-    assert {"out.score", "mid.pool5", "mid.fc7", "mid.score_fr"} <= set(blobs)
+    inputs = [nhwc(blobs.pop(name)) for name in list(blobs) if name.startswith("in.")]
+    taps = run(folder / "net.caffemodel", release, np.concatenate(inputs, axis=-1))
+    assert {name.partition(".")[0] for name in blobs} == {"out", "mid"} and len(blobs) >= 7
     for name, wanted in blobs.items():
         assert_close(taps[name.partition(".")[2]], nhwc(wanted), name)
 
