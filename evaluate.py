@@ -1,6 +1,6 @@
 """Scores a run, a released net or a folder of predictions: python evaluate.py --workdir runs/fcn8s --split val."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from fcn_jax import command_line, data, evaluation, predict
 from fcn_jax import config as experiment
 from fcn_jax.errors import ConfigError
+from fcn_jax.labels import by_head
 
 predict.define_flags()
 CONFIG = config_flags.DEFINE_config_file("config", None, "Whose `data` to score on; by default that of the run.")
@@ -33,23 +34,33 @@ def main(arguments: Sequence[str]) -> None:
     output = Path(OUTPUT.value or Path(values.workdir or ".") / "evaluation").expanduser()
     if PREDICTIONS.value is not None and SAVE_PREDICTIONS.value:
         raise ConfigError("--predictions and --save_predictions contradict each other: they are saved already")
-    evaluation.check_outputs(output, split, SAVE_PREDICTIONS.value, values.overwrite)
+    infos = by_head(source.info)
+    evaluation.check_outputs(output, split, infos, SAVE_PREDICTIONS.value, values.overwrite)
     if PREDICTIONS.value is not None:
         print(f"predictions in {PREDICTIONS.value} on {config.data.name} {split}", flush=True)
-        result = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
+        results = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
     else:
         predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model)
-        if predictor.info.num_classes != source.info.num_classes:
+        known, wanted = (
+            {head: info.num_classes for head, info in by_head(owner.info).items()} for owner in (predictor, source)
+        )
+        if known != wanted:
             raise ConfigError(
-                f"{predictor.origin} knows {predictor.info.num_classes} classes, {config.data.name} has "
-                f"{source.info.num_classes}: name the data that it was trained for by --config"
+                f"{predictor.origin} knows {_counts(known)} classes, {config.data.name} has {_counts(wanted)}: "
+                "name the data that it was trained for by --config"
             )
         print(f"{predictor.origin} on {config.data.name} {split}: {len(source)} images", flush=True)
         folder = evaluation.prediction_folder(output, split) if SAVE_PREDICTIONS.value else None
-        result = evaluation.evaluate_predictor(source, predictor, folder)
-    print(result.table())
-    result.write(output, split)
-    print(f"results in {output}/{split}.json and .txt")
+        results = evaluation.evaluate_predictor(source, predictor, folder)
+    for head, result in results.items():
+        name = evaluation.result_name(split, head)
+        print(result.table())
+        result.write(output, name)
+        print(f"results in {output}/{name}.json and .txt")
+
+
+def _counts(classes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {head}".strip() for head, count in classes.items())
 
 
 if __name__ == "__main__":

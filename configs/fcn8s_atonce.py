@@ -10,7 +10,8 @@ from configs import recipes
 
 
 def get_config(variant="shapes"):
-    config = recipes.start("fcn8s_atonce", variant)
+    variants = {name: recipes.VARIANTS[name] for name in ("shapes", "camvid", "voc2012", "folder")}
+    config = recipes.start("fcn8s_atonce", variant, variants)
     if variant == "voc2012":
         config.train.steps = 300_000
     return config

@@ -1,21 +1,39 @@
 """What the experiments share, by the data that they are trained on; each config file adds what its net needs."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 from fcn_jax import config as experiment
+from fcn_jax.config import set_input
+from fcn_jax.inputs import (
+    CONTEXT_INPUT,
+    FCN_INPUT,
+    NYUD_COLOR_DEPTH_INPUT,
+    NYUD_COLOR_HHA_INPUT,
+    NYUD_COLOR_INPUT,
+    NYUD_HHA_INPUT,
+    SIFTFLOW_INPUT,
+    InputSpec,
+)
+
+Recipe = Callable[[experiment.Config], None]
 
 
-def start(model: str, variant: str) -> experiment.Config:
+def start(model: str, variant: str, variants: Mapping[str, Recipe] | None = None) -> experiment.Config:
     """The experiment of that net on that data. Raises ConfigError for a variant that does not exist."""
+    variants = VARIANTS if variants is None else variants
     config = experiment.default()
     config.name = model if variant == "shapes" else f"{model}-{variant}"
     config.model.name = model
-    VARIANTS[experiment.choose(variant, VARIANTS)](config)
+    variants[experiment.choose(variant, variants)](config)
     return config
 
 
 def shapes(config: experiment.Config) -> None:
     """The embedded data set, drawn as it is read: minutes on two CPU cores, from random parameters."""
     config.model.update(width=0.25, fc_width=256, dropout=0.0)
-    config.input.scale = (1 / 32, 1 / 32, 1 / 32)  # what He's initialisation expects: inputs of about unit variance
+    # What He's initialisation expects: inputs of about unit variance.
+    config.input.update(order="BGR", mean=FCN_INPUT.mean, scale=(1 / 32, 1 / 32, 1 / 32))
     config.data.batch_size = 4
     config.data.shapes.update(height=128, width=128, train_images=100_000, val_images=200)
     config.optim.update(name="adamw", lr=1.5e-3, beta2=0.99, weight_decay=1e-4, lr_multipliers=(), clip_norm=1.0)
@@ -35,16 +53,57 @@ def camvid(config: experiment.Config) -> None:
     config.train.update(steps=2700, eval_every=900, checkpoint_every=150, log_every=20)
 
 
-def voc2012(config: experiment.Config) -> None:
-    """The recipe of the FCN release: whole images one by one, a summed loss, heavy momentum, SBD's training images."""
+def release(config: experiment.Config) -> None:
+    """The solver of the FCN release: whole images one by one, a summed loss, heavy momentum, biases at twice the rate.
+
+    From the authors' 16-layer classifier. A stage after the first starts from the one before (`stage`).
+    """
     config.model.padding = "caffe"
     config.init.weights = "weights/VGG_ILSVRC_16_layers.caffemodel"
     config.init.skip = ("fc8", "score_*")
-    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="sbd_train", val_split="seg11valid")
-    config.data.voc.sbd_root = "data/benchmark_RELEASE"
     config.loss.normalization = "sum"
     config.optim.update(lr=1e-10, momentum=0.99, weight_decay=5e-4)
     config.train.update(steps=100_000, eval_every=4000, checkpoint_every=1000, log_every=20)
+
+
+def stage(config: experiment.Config, workdir: str, lr: float) -> None:
+    """Starts from the run of a coarser net, at another rate."""
+    config.init.update(workdir=workdir, weights="", skip=())
+    config.optim.lr = lr
+
+
+def voc2012(config: experiment.Config) -> None:
+    """SBD's training images, scored on the images of VOC 2011's val that are not among them."""
+    release(config)
+    set_input(config, FCN_INPUT)
+    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="sbd_train", val_split="seg11valid")
+    config.data.voc.sbd_root = "data/benchmark_RELEASE"
+
+
+def nyud(config: experiment.Config, modality: str, spec: InputSpec) -> None:
+    """NYUDv2 rooms of 480×640, 40 classes: colour, geometry (HHA), colour with depth, or both nets fused late."""
+    release(config)
+    set_input(config, spec)
+    config.data.update(name="nyud", root="data/nyud", train_split="trainval", val_split="test")
+    config.data.nyud.modality = modality
+    config.train.eval_every = 2000
+
+
+def siftflow(config: experiment.Config) -> None:
+    """SIFT Flow's scenes of 256×256, scored by two heads: 33 semantic classes, and 3 of geometry."""
+    release(config)
+    set_input(config, SIFTFLOW_INPUT)
+    config.data.update(name="siftflow", root="data/sift-flow", train_split="trainval", val_split="test")
+    config.train.eval_every = 2000
+
+
+def pascal_context(config: experiment.Config) -> None:
+    """PASCAL-Context, 59 classes and background; no pixel is void."""
+    release(config)
+    set_input(config, CONTEXT_INPUT)
+    config.data.update(name="pascal_context", root="data/VOCdevkit", train_split="train", val_split="val")
+    config.data.pascal_context.labels_root = "data/pascal-context"
+    config.train.update(steps=400_000, eval_every=8000)
 
 
 def folder(config: experiment.Config) -> None:
@@ -57,4 +116,17 @@ def folder(config: experiment.Config) -> None:
     config.train.update(steps=5000, eval_every=500, checkpoint_every=250, log_every=20)
 
 
-VARIANTS = {"shapes": shapes, "camvid": camvid, "voc2012": voc2012, "folder": folder}
+VARIANTS = {
+    "shapes": shapes,
+    "camvid": camvid,
+    "voc2012": voc2012,
+    "siftflow": siftflow,
+    "pascal-context": pascal_context,
+    "folder": folder,
+}
+NYUD = {
+    "nyud-color": partial(nyud, modality="color", spec=NYUD_COLOR_INPUT),
+    "nyud-hha": partial(nyud, modality="hha", spec=NYUD_HHA_INPUT),
+    "nyud-color-d": partial(nyud, modality="color-d", spec=NYUD_COLOR_DEPTH_INPUT),
+    "nyud-color-hha": partial(nyud, modality="color-hha", spec=NYUD_COLOR_HHA_INPUT),
+}

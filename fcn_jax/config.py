@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,8 +14,8 @@ from fcn_jax import fields, models, optim, parallel, steps
 from fcn_jax.data import DATASETS, transforms
 from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
 from fcn_jax.inputs import FCN_INPUT, InputSpec
-from fcn_jax.labels import DatasetInfo
-from fcn_jax.models.fcn import PADDINGS
+from fcn_jax.labels import DatasetInfo, Info, by_head, only_head
+from fcn_jax.models.fcn import PADDINGS, TRUNKS
 from fcn_jax.models.layers import UPSAMPLING_FORMS
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "classes.json"  # in a workdir: what the run is
@@ -25,7 +25,8 @@ PRECISIONS = ("default", "high", "highest")
 # What may differ between a run and its resumption: how long, when, and where things lie. Threads change no result.
 FREE_ON_RESUME = (
     *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"),
-    *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "init.workdir", "init.weights"),
+    *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "data.pascal_context.labels_root"),
+    *("init.workdir", "init.weights", "init.stream_workdirs"),
     *(f"data.folder.{path}" for path in ("images", "masks", "classes", "colors", "train_list", "val_list")),
 )
 
@@ -42,6 +43,8 @@ def default() -> Config:
 
     config.model = ConfigDict()
     config.model.name = "fcn8s"
+    config.model.trunk = ""  # an FCN's other than its own: vgg11 … vgg19
+    config.model.streams = ()  # late fusion: a net for each even share of the input's channels, named by its stream
     config.model.padding = "same"  # or "caffe": 100 pixels around the image, as released
     config.model.width = 1.0  # multiplies all channel counts
     config.model.fc_width = 0  # channels of fc6 and fc7; 0 means 4096 times width
@@ -51,14 +54,16 @@ def default() -> Config:
     config.model.precision = "default"  # of convolutions on accelerators
 
     config.input = ConfigDict()  # what the net sees; see inputs.InputSpec
-    config.input.order = FCN_INPUT.order
-    config.input.mean = FCN_INPUT.mean
-    config.input.scale = FCN_INPUT.scale
+    config.input.order = ""  # and with it mean and scale: as the weights it starts from expect, else as the FCN release
+    config.input.mean = ()
+    config.input.scale = ()
 
     config.init = ConfigDict()
     config.init.workdir = ""  # start from another run's parameters (32s → 16s → 8s); layers it lacks start anew
     config.init.weights = ""  # or from a weight file
     config.init.skip = ()  # layers that start anew although the file, or the net, has them
+    config.init.stream_workdirs = ()  # late fusion: the runs that the streams start from, in their order
+    config.init.extra_channels = ""  # "mean": channels that the first layer has beyond the file's start as their mean
     config.init.fc_scale = 1.0  # multiplies the initial kernels of fc6 and fc7, where they start anew
 
     config.data = ConfigDict()
@@ -84,11 +89,13 @@ def default() -> Config:
         split_seed=0,
     )
     config.data.voc = ConfigDict({"sbd_root": ""})
+    config.data.nyud = ConfigDict({"modality": "color"})  # or "hha", "color-d", "color-hha"
+    config.data.pascal_context = ConfigDict({"labels_root": ""})
     config.data.augment = ConfigDict()
     config.data.augment.update(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
 
     config.loss = ConfigDict()
-    config.loss.normalization = "valid_mean"  # or "sum": over pixels, mean over images (Caffe's normalize: false)
+    config.loss.normalization = "valid_mean"  # or "sum", "part_mean": see steps.NORMALIZATIONS
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"
@@ -132,12 +139,14 @@ def validate(config: Config) -> None:
     """Raises ConfigError, one plain line, for a value that is none of its field's or for fields that contradict."""
     fields.check(default().to_dict(), config.to_dict())
     for field, value, choices in (
-        ("model.name", config.model.name, models.MODELS),
+        ("model.name", config.model.name, models.SEGMENTATION),
+        ("model.trunk", config.model.trunk, ("", *TRUNKS)),
         ("model.padding", config.model.padding, PADDINGS),
         ("model.upsampling", config.model.upsampling, UPSAMPLING_FORMS),
         ("model.dtype", config.model.dtype, DTYPES),
         ("model.precision", config.model.precision, PRECISIONS),
         ("data.name", config.data.name, DATASETS),
+        ("init.extra_channels", config.init.extra_channels, ("", "mean")),
         ("loss.normalization", config.loss.normalization, steps.NORMALIZATIONS),
         ("optim.name", config.optim.name, optim.OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, optim.SCHEDULES),
@@ -145,7 +154,7 @@ def validate(config: Config) -> None:
     ):
         if value not in choices:
             hint = did_you_mean(value, choices)
-            raise ConfigError(f"{field}={value!r} is none of {', '.join(choices)}{hint}")
+            raise ConfigError(f"{field}={value!r} is none of {', '.join(filter(None, choices))}{hint}")
     for field, value, lowest in (
         ("data.batch_size", config.data.batch_size, 1),
         ("data.threads", config.data.threads, 1),
@@ -176,8 +185,14 @@ def validate(config: Config) -> None:
     ):
         if not 0 <= value < 1:
             raise ConfigError(f"{field}={value} must be at least 0 and below 1")
-    if config.init.workdir and config.init.weights:
-        raise ConfigError("init.workdir and init.weights contradict each other: a net starts from one of them")
+    starts = [field for field in ("workdir", "weights", "stream_workdirs") if config.init[field]]
+    if len(starts) > 1:
+        raise ConfigError(f"init.{' and init.'.join(starts)} contradict each other: a net starts from one of them")
+    if config.init.stream_workdirs and len(config.init.stream_workdirs) != len(config.model.streams):
+        raise ConfigError(
+            f"init.stream_workdirs names {len(config.init.stream_workdirs)} runs for the {len(config.model.streams)} "
+            "of model.streams: give one for each"
+        )
     if config.init.skip and not config.init.weights:
         raise ConfigError(f"init.skip={config.init.skip} needs init.weights, the file whose layers it names")
     plain_sgd = config.optim.name == "sgd" and not config.optim.clip_norm
@@ -191,23 +206,36 @@ def validate(config: Config) -> None:
     if config.optim.warmup_steps >= config.train.steps:
         raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} leaves none of {config.train.steps} steps")
     transforms.check(config.data.augment)
-    input_spec(config)
+    if config.input.order:
+        input_spec(config)
+    elif config.input.mean or config.input.scale:
+        raise ConfigError("input.mean and input.scale need input.order, whose channels they are of")
+
+
+def set_input(config: Config, spec: InputSpec) -> None:
+    """Says in the config itself what the net wants to see."""
+    config.input.update(order=spec.order, mean=tuple(spec.mean), scale=tuple(spec.scale))
 
 
 def input_spec(config: Config) -> InputSpec:
-    """What the experiment's net wants to see."""
+    """What the experiment's net wants to see; without an order, what the FCN release does."""
+    if not config.input.order:
+        return FCN_INPUT
     try:
         return InputSpec(config.input.order, tuple(config.input.mean), tuple(config.input.scale))
     except ValueError as error:
         raise ConfigError(f"input: {error}") from None
 
 
-def make_model(config: Config, num_classes: int) -> nn.Module:
-    """The experiment's net, for a data set of that many classes."""
+def make_model(config: Config, num_classes: int | Mapping[str, int]) -> nn.Module:
+    """The experiment's net, for a data set of that many classes (by head, if it has several)."""
     net = config.model
+    chosen = {"trunk": net.trunk, "streams": tuple(net.streams)}
     return models.create(
         net.name,
         num_classes,
+        **{field: value for field, value in chosen.items() if value},
+        in_channels=len(input_spec(config).order),
         padding=net.padding,
         width=net.width,
         fc_width=net.fc_width or None,
@@ -243,19 +271,24 @@ def load(path: Path) -> Config:
     return config
 
 
-def load_classes(path: Path) -> DatasetInfo:
+def load_classes(path: Path) -> Info:
     """The classes of a run, as `classes_to_json` wrote them. Raises CheckpointError when it did not."""
     try:
         saved = json.loads(path.read_text())
-        palette = tuple(tuple(color) for color in saved["palette"])
-        return DatasetInfo(saved["name"], tuple(saved["class_names"]), palette)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        by_name = {"": saved} if "class_names" in saved else saved
+        infos = {}
+        for head, info in by_name.items():
+            palette = tuple(tuple(color) for color in info["palette"])
+            infos[head] = DatasetInfo(**info | {"class_names": tuple(info["class_names"]), "palette": palette})
+        return only_head(infos)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} holds no classes of a run ({' '.join(str(error).split())})") from None
 
 
-def classes_to_json(info: DatasetInfo) -> str:
-    """Names and colours of the classes, for whoever uses the net without its data."""
-    return json.dumps(dataclasses.asdict(info), indent=1) + "\n"
+def classes_to_json(info: Info) -> str:
+    """Names and colours of the classes, by head if there are several, for whoever uses the net without its data."""
+    described = {head: dataclasses.asdict(each) for head, each in by_head(info).items()}
+    return json.dumps(only_head(described), indent=1) + "\n"
 
 
 def check_resume(config: Config, saved: Config, workdir: Path) -> None:

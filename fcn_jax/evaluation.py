@@ -1,10 +1,13 @@
-"""A net, or a folder of predictions, over a split: one confusion matrix, every pixel of every image at its own size."""
+"""A net, or a folder of predictions, over a split: one confusion matrix, every pixel of every image at its own size.
+
+Results are given by head: the only one of most nets is called "".
+"""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +19,7 @@ from fcn_jax import metrics, parallel, report, visualize
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
-from fcn_jax.labels import DatasetInfo, is_class
+from fcn_jax.labels import DatasetInfo, by_head, is_class, only_head
 
 
 @dataclasses.dataclass
@@ -32,7 +35,7 @@ class Evaluation:
     @property
     def scores(self) -> metrics.Scores:
         """The four scores and the classes'."""
-        return metrics.scores(self.matrix)
+        return metrics.scores(self.matrix, [self.info.class_names.index(name) for name in self.info.absent])
 
     def counted_line(self) -> str:
         """What was counted against what was expected, as one line."""
@@ -71,32 +74,50 @@ class Evaluation:
         (folder / f"{name}.txt").write_text(self.table() + "\n")
 
 
-def check_outputs(folder: Path, name: str, save_predictions: bool, overwrite: bool) -> None:
+def check_outputs(folder: Path, split: str, heads: Iterable[str], save_predictions: bool, overwrite: bool) -> None:
     """Raises DataError where `Evaluation.write`, or saved predictions, would replace what is not an earlier result."""
-    result, predictions = folder / f"{name}.json", prediction_folder(folder, name)
     if overwrite:
         return
-    if (result.exists() and '"confusion"' not in result.read_text(errors="replace")) or (
-        (folder / f"{name}.txt").exists() and not result.exists()
-    ):
-        raise DataError(f"{result.with_suffix('')}.* is no earlier result: choose another --output, or say --overwrite")
+    for head in heads:
+        result = folder / f"{result_name(split, head)}.json"
+        if (result.exists() and '"confusion"' not in result.read_text(errors="replace")) or (
+            result.with_suffix(".txt").exists() and not result.exists()
+        ):
+            raise DataError(
+                f"{result.with_suffix('')}.* is no earlier result: choose another --output, or say --overwrite"
+            )
+    predictions = prediction_folder(folder, split)
     if save_predictions and predictions.exists() and any(predictions.iterdir()):
         raise DataError(f"{predictions} holds files: choose another --output, or say --overwrite")
 
 
-def prediction_folder(folder: Path, name: str) -> Path:
+def result_name(split: str, head: str) -> str:
+    """What the results of a head are called: the split, and the head's name where there are several."""
+    return f"{split}_{head}" if head else split
+
+
+def prediction_folder(folder: Path, split: str) -> Path:
     """Where the predictions of a split are saved."""
-    return folder / f"{name}_predictions"
+    return folder / f"{split}_predictions"
 
 
-def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], jax.Array]:
-    """Gives the jitted `predict(params, image f32 [b h w 3]) -> label u8 [b h w]`."""
+def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
+    """Gives the jitted `predict(variables, image f32 [b h w c]) -> label u8 [b h w]`, by head if there are several."""
 
-    def predict(params: Any, image: jax.Array) -> jax.Array:
-        logits = cast(jax.Array, model.apply({"params": params}, image, train=False))
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    def predict(variables: Any, image: jax.Array) -> Any:
+        logits = by_head(model.apply(variables, image, train=False))
+        return only_head({head: jnp.argmax(scores, axis=-1).astype(jnp.uint8) for head, scores in logits.items()})
 
     return jax.jit(predict)
+
+
+def probabilities(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
+    """Gives the jitted `probabilities(variables, image f32 [b h w c]) -> f32 [b h' w' classes]`, by head if several."""
+
+    def softmax(variables: Any, image: jax.Array) -> Any:
+        return jax.tree.map(nn.softmax, model.apply(variables, image, train=False))
+
+    return jax.jit(softmax)
 
 
 def evaluate_net(
@@ -109,67 +130,88 @@ def evaluate_net(
     *,
     batch_size: int,
     threads: int,
-) -> Evaluation:
+) -> dict[str, Evaluation]:
     """Scores a net on every image of the source. `eval_step` is `steps.make_eval_step`'s, wrapped for `mesh`."""
-    result = _nothing_yet(source)
+    results = _nothing_yet(source)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     for batch in loader.eval_batches(source, spec, batch_size=batch_size, threads=threads):
-        result.images += len(batch["ids"])
-        result.labelled_pixels += _labelled(batch["label"], source.info)
         placed = parallel.put_batch({name: batch[name] for name in ("image", "label")}, mesh, mode)
-        result.matrix += np.asarray(eval_step(params, placed), np.int64)
-    return result
+        matrices = by_head(eval_step(params, placed))
+        for head, label in by_head(batch["label"]).items():
+            results[head].images += len(batch["ids"])
+            results[head].labelled_pixels += _labelled(label, results[head].info)
+            results[head].matrix += np.asarray(matrices[head], np.int64)
+    return results
 
 
-def evaluate_predictor(source: Any, predict: Callable[[np.ndarray], np.ndarray], folder: Path | None) -> Evaluation:
-    """Scores `predict(image u8 [h w 3]) -> label u8 [h w]`, and saves palette PNGs in `folder` if there is one."""
-    result = _nothing_yet(source)
+def evaluate_predictor(source: Any, predict: Callable[[np.ndarray], Any], folder: Path | None) -> dict[str, Evaluation]:
+    """Scores `predict(image [h w c]) -> label u8 [h w]`, and saves palette PNGs in `folder` if there is one."""
+    results = _nothing_yet(source)
     for example in (source[index] for index in range(len(source))):
-        prediction = predict(example["image"])
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            visualize.write_palette_png(folder / f"{example['id']}.png", prediction, source.info.palette)
-        _count(result, example["label"], prediction)
-    return result
+        labels = by_head(example["label"])
+        for head, prediction in by_head(predict(example["image"])).items():
+            if folder is not None:
+                path = _prediction_file(folder, head, example["id"])
+                visualize.write_palette_png(path, prediction, results[head].info.palette)
+            _count(results[head], labels[head], prediction)
+    return results
 
 
-def evaluate_files(source: Any, folder: Path) -> Evaluation:
-    """Scores a folder of label PNGs, named by the images' ids. Raises DataError for a missing or misshapen one."""
-    result = _nothing_yet(source)
+def evaluate_files(source: Any, folder: Path) -> dict[str, Evaluation]:
+    """Scores label PNGs named by the images' ids: in a folder, or in a folder a head within it.
+
+    Raises DataError for a missing or misshapen one.
+    """
+    results = _nothing_yet(source)
     for example in (source[index] for index in range(len(source))):
-        path = folder / f"{example['id']}.png"
-        prediction = images.read_mask(path)
-        if prediction.shape != example["label"].shape:
-            sizes = [" × ".join(map(str, array.shape)) for array in (prediction, example["label"])]
-            raise DataError(
-                f"{path} is {sizes[0]}, its label {sizes[1]}: "
-                "predictions are label maps (indexed or grey PNG) of the image's size"
-            )
-        if prediction.max() >= source.info.num_classes:
-            raise DataError(
-                f"{path} predicts {int(prediction.max())}, the classes are 0 … {source.info.num_classes - 1}: "
-                "a prediction names a class for every pixel"
-            )
-        _count(result, example["label"], prediction)
-    return result
+        for head, label in by_head(example["label"]).items():
+            path = _prediction_file(folder, head, example["id"])
+            _count(results[head], label, _read_prediction(path, label, results[head].info))
+    return results
 
 
-def pictures(source: Any, predict: Callable[[np.ndarray], np.ndarray], count: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Strips of input, truth and prediction for `count` images spread over the split, with the images' ids."""
-    palette = source.info.palette
+def _prediction_file(folder: Path, head: str, name: str) -> Path:
+    return folder / head / f"{name}.png"
+
+
+def _read_prediction(path: Path, label: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    prediction = images.read_mask(path)
+    if prediction.shape != label.shape:
+        sizes = [" × ".join(map(str, array.shape)) for array in (prediction, label)]
+        raise DataError(
+            f"{path} is {sizes[0]}, its label {sizes[1]}: "
+            "predictions are label maps (indexed or grey PNG) of the image's size"
+        )
+    if prediction.max() >= info.num_classes:
+        raise DataError(
+            f"{path} predicts {int(prediction.max())}, the classes are 0 … {info.num_classes - 1}: "
+            "a prediction names a class for every pixel"
+        )
+    return prediction
+
+
+def pictures(source: Any, predict: Callable[[np.ndarray], Any], count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Strips of input, truth and prediction for `count` images spread over the split, with the images' ids.
+
+    Of an input with more than colours, the first three channels are shown.
+    """
+    infos = by_head(source.info)
     for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
         example = source[int(index)]
-        panels = [
-            example["image"],
-            visualize.colorize(example["label"], palette),
-            visualize.colorize(predict(example["image"]), palette),
-        ]
-        yield example["id"], visualize.strip(panels, ["input", "truth", "prediction"])
+        labels, predictions = by_head(example["label"]), by_head(predict(example["image"]))
+        panels, titles = [example["image"][..., :3].astype(np.uint8)], ["input"]
+        for head, info in infos.items():
+            panels += [visualize.colorize(maps[head], info.palette) for maps in (labels, predictions)]
+            titles += [f"{head} {what}".strip() for what in ("truth", "prediction")]
+        yield example["id"], visualize.strip(panels, titles)
 
 
-def _nothing_yet(source: Any) -> Evaluation:
-    classes = source.info.num_classes
-    return Evaluation(source.info, len(source), np.zeros((classes, classes), np.int64))
+def _nothing_yet(source: Any) -> dict[str, Evaluation]:
+    infos: Mapping[str, DatasetInfo] = by_head(source.info)
+    return {
+        head: Evaluation(info, len(source), np.zeros((info.num_classes, info.num_classes), np.int64))
+        for head, info in infos.items()
+    }
 
 
 def _count(result: Evaluation, label: np.ndarray, prediction: np.ndarray) -> None:

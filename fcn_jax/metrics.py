@@ -4,6 +4,7 @@ Matrices add: int32 on the device for a batch, int64 on the host for a split. Th
 """
 
 import typing
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,13 @@ def confusion(labels: jax.Array, predictions: jax.Array, num_classes: int) -> ja
     return counts.reshape(num_classes, num_classes)
 
 
-def scores(matrix: np.ndarray | jax.Array) -> Scores:
+def scores(matrix: np.ndarray | jax.Array, absent: Sequence[int] = ()) -> Scores:
     """The scores of a confusion matrix `[c c]`, rows truth.
 
     Mean accuracy averages the classes that the truth has; mean IU those that truth or prediction has, so that a class
-    predicted but never true counts 0; frequency weighted IU weighs by the truth. Source: score.py of the FCN release.
+    predicted but never true counts 0; frequency weighted IU weighs by the truth. Of the labels `absent`, which a data
+    set is known not to show, those without a pixel in the truth are left out of the means even if they were predicted.
+    Source: score.py of the FCN release.
     """
     counts = np.asarray(matrix).astype(np.float64)
     correct, truth, predicted = np.diag(counts), counts.sum(1), counts.sum(0)
@@ -50,6 +53,8 @@ def scores(matrix: np.ndarray | jax.Array) -> Scores:
         frequency = truth / counts.sum()
         pixel_accuracy = correct.sum() / counts.sum()
     present = truth > 0
+    nowhere = [label for label in absent if not present[label]]
+    iou[nowhere] = np.nan
     weighted = float(np.sum(frequency[present] * iou[present])) if present.any() else np.nan
     return Scores(
         pixel_accuracy=float(pixel_accuracy),

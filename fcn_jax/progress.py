@@ -2,7 +2,7 @@
 
 import collections
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ import optax
 from fcn_jax import config as experiment
 from fcn_jax import evaluation, report, state, steps
 from fcn_jax.errors import NonFiniteError
+from fcn_jax.labels import by_head
 
 # Reports are read this many steps late, so that the device never waits for the host.
 _STEPS_AHEAD = 2
@@ -25,7 +26,7 @@ class Progress:
         self._config, self._reporter, self._names, self._schedule = config, reporter, names, schedule
         self._pending = collections.deque()
         self._shapes: set[tuple[int, ...]] = set()
-        self._loss_sum = self._pixels = 0.0
+        self._loss_sum, self._pixels = collections.Counter[str](), collections.Counter[str]()  # by head
         self._waited = self._idle = 0.0
         self._steps = 0
         self._begun = time.perf_counter()
@@ -61,13 +62,22 @@ class Progress:
         if due:
             self._write_line(step)
 
-    def write_scores(self, step: int, result: evaluation.Evaluation) -> None:
-        """Writes an evaluation's scores, and a line of them."""
+    def write_scores(self, step: int, results: Mapping[str, evaluation.Evaluation]) -> float:
+        """Writes an evaluation's scores, and a line of them for each head; gives the first head's mean IU.
+
+        The first head's scores are called `val/…`, those of further heads `val/<head>/…`.
+        """
+        for place, (head, result) in enumerate(results.items()):
+            self._write_head(step, head, f"val/{head}" if place else "val", result)
+        return next(iter(results.values())).scores.mean_iou
+
+    def _write_head(self, step: int, head: str, prefix: str, result: evaluation.Evaluation) -> None:
         scores = result.scores
-        self._reporter.scalars(step, report.score_entries(scores, result.info.class_names))
+        self._reporter.scalars(step, report.score_entries(scores, result.info.class_names, prefix))
         print(
-            f"val: mean IU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}, mean accuracy "
-            f"{scores.mean_accuracy:.4f}, f.w. IU {scores.frequency_weighted_iou:.4f} ({result.counted_line()})"
+            f"{f'val {head}'.strip()}: mean IU {scores.mean_iou:.4f}, pixel accuracy {scores.pixel_accuracy:.4f}, "
+            f"mean accuracy {scores.mean_accuracy:.4f}, f.w. IU {scores.frequency_weighted_iou:.4f} "
+            f"({result.counted_line()})"
         )
         if warning := result.one_sided():
             print(warning)
@@ -79,12 +89,13 @@ class Progress:
 
     def _read(self, current: state.TrainState) -> None:
         step, values = self._pending.popleft()
-        loss_sum, pixels = float(values["loss_sum"]), int(values["pixels"])
+        sums = {head: float(value) for head, value in by_head(values["loss_sum"]).items()}
+        pixels = {head: int(value) for head, value in by_head(values["pixels"]).items()}
         norms = np.asarray(values["gradient_norms"])
-        if not np.isfinite(loss_sum) or not np.isfinite(norms).all():
-            self._raise_nonfinite(step, loss_sum / max(pixels, 1), norms, current)
-        self._loss_sum += loss_sum
-        self._pixels += pixels
+        if not np.isfinite(sum(sums.values())) or not np.isfinite(norms).all():
+            self._raise_nonfinite(step, _per_pixel(sums, pixels), norms, current)
+        self._loss_sum.update(sums)
+        self._pixels.update(pixels)
 
     def _raise_nonfinite(self, step: int, loss: float, norms: np.ndarray, current: state.TrainState) -> None:
         # Steps that meet a non-finite value leave the parameters alone, so these are the ones that led to it.
@@ -102,10 +113,13 @@ class Progress:
         now = time.perf_counter()
         elapsed = max(now - self._begun - self._idle, 1e-9)
         rate = self._steps * self._config.data.batch_size / elapsed
-        loss = self._loss_sum / max(self._pixels, 1)
+        loss = _per_pixel(self._loss_sum, self._pixels)
         remaining = (self._config.train.steps - step) * elapsed / self._steps
         entries = {
             "train/loss": loss,
+            **{
+                f"train/loss/{head}": self._loss_sum[head] / max(self._pixels[head], 1) for head in self._pixels if head
+            },
             "train/images_per_second": rate,
             "train/learning_rate": float(np.asarray(self._schedule(step - 1))),
             "train/data_wait": self._waited / elapsed,
@@ -113,8 +127,15 @@ class Progress:
         self._reporter.scalars(step, entries)
         total = self._config.train.steps
         print(report.progress_line(step, total, loss, rate, remaining, self._waited / elapsed), flush=True)
-        self._loss_sum = self._pixels = self._waited = self._idle = 0.0
+        self._loss_sum.clear()
+        self._pixels.clear()
+        self._waited = self._idle = 0.0
         self._steps, self._begun = 0, now
+
+
+def _per_pixel(sums: Mapping[str, float], pixels: Mapping[str, int]) -> float:
+    """The loss per valid pixel; that of several heads is the sum of theirs."""
+    return sum(sums[head] / max(pixels[head], 1) for head in sums)
 
 
 class _Stopwatch:

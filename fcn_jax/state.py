@@ -18,15 +18,25 @@ class TrainState:
     opt_state: Any
 
 
-def init_params(model: nn.Module, seed: int) -> Any:
-    """A net's parameters as drawn from `seed`. They do not depend on the image's size."""
+def init_variables(model: nn.Module, seed: int) -> Any:
+    """A net's parameters, and what else it holds, as drawn from `seed`. They do not depend on the image's size."""
     image = jnp.zeros((1, 32, 32, model.in_channels))  # pyright: ignore[reportAttributeAccessIssue]
-    return jax.jit(model.init)(jax.random.key(seed), image)["params"]
+    return jax.jit(model.init)(jax.random.key(seed), image)
+
+
+def init_params(model: nn.Module, seed: int) -> Any:
+    """The parameters alone of `init_variables`."""
+    return init_variables(model, seed)["params"]
+
+
+def abstract_variables(model: nn.Module) -> Any:
+    """The shapes and types of a net's variables, without computing or holding any."""
+    return jax.eval_shape(lambda: init_variables(model, 0))
 
 
 def abstract_params(model: nn.Module) -> Any:
-    """The shapes and types of a net's parameters, without computing or holding any."""
-    return jax.eval_shape(lambda: init_params(model, 0))
+    """The shapes and types of a net's parameters."""
+    return abstract_variables(model)["params"]
 
 
 def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

@@ -8,19 +8,20 @@ functions of (seed, step), so that a resumed run computes what an uninterrupted 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from fcn_jax import config as experiment
-from fcn_jax import data, evaluation, optim, parallel, report, state, steps, visualize, weights
+from fcn_jax import data, evaluation, optim, parallel, report, state, steps, transplant, visualize, weights
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
 from fcn_jax.errors import CheckpointError
-from fcn_jax.labels import DatasetInfo
+from fcn_jax.labels import Info, by_head, class_counts
 from fcn_jax.predict import Predictor
 from fcn_jax.progress import Progress
 from fcn_jax.report import METRICS_FILE
@@ -37,10 +38,11 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_exclude_nondeterministic_ops=true"
     mesh = parallel.make_mesh()
     per_device = parallel.check_batch_size(config.data.batch_size, config.optim.accumulate, mesh)
+    blobs = _settle_input(config, workdir)
     train_source = data.open_split(config.data, config.data.train_split)
     val_source = data.open_split(config.data, config.data.val_split)
     info = train_source.info
-    model = experiment.make_model(config, info.num_classes)
+    model = experiment.make_model(config, class_counts(info))
     abstract = state.abstract_params(model)
     optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract)
     schedule = optim.make_schedule(config.optim, config.train.steps)
@@ -57,7 +59,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             current = checkpoints.restore(start, like)
             print(f"resumed from step {start}")
         else:
-            params = initial_params(config, model, info)
+            params = initial_params(config, model, info, blobs)
             current = parallel.put_state(state.create(params, optimizer), mesh)
 
         mode = config.parallel.mode
@@ -107,7 +109,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                 mean_iou = None
                 if report.due(step, config.train.eval_every, last):
                     with progress.paused(current):
-                        result = evaluation.evaluate_net(
+                        results = evaluation.evaluate_net(
                             eval_step,
                             current.params,
                             val_source,
@@ -117,8 +119,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             batch_size=config.data.batch_size,
                             threads=config.data.threads,
                         )
-                        mean_iou = result.scores.mean_iou
-                        progress.write_scores(step, result)
+                        mean_iou = progress.write_scores(step, results)
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
                     _write_pictures(config, workdir, model, current.params, val_source, reporter)
@@ -131,65 +132,43 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     return current
 
 
-def initial_params(config: experiment.Config, model: nn.Module, info: DatasetInfo) -> Any:
-    """Parameters before the first step: drawn from the seed, then taken from `init.workdir` or `init.weights`."""
+def initial_params(
+    config: experiment.Config, model: nn.Module, info: Info, blobs: Mapping[str, np.ndarray] | None = None
+) -> Any:
+    """Parameters before the first step: drawn from the seed, then taken from what `config.init` names.
+
+    `blobs` are those of the file `init.weights`, if it was read already.
+    """
     params = state.init_params(model, config.seed)
-    for layer in ("fc6", "fc7"):
-        params[layer]["kernel"] = params[layer]["kernel"] * config.init.fc_scale
-    if config.init.weights:
-        path = Path(config.init.weights).expanduser()
+    for layer in params:
+        if layer.startswith(("fc6", "fc7")):
+            params[layer]["kernel"] = params[layer]["kernel"] * config.init.fc_scale
+    init = config.init
+    if init.weights:
+        path = Path(init.weights).expanduser()
+        blobs = weights.read(path) if blobs is None else blobs
+        if init.extra_channels:
+            blobs = weights.with_extra_channels(blobs, model)
         variables, transferred = weights.transfer(
-            weights.read(path), {"params": params}, config.model.name, tuple(config.init.skip), str(path)
+            blobs, {"params": params}, model, tuple(init.skip), str(path), config.model.name
         )
         params = variables["params"]
         print(transferred)
-    elif config.init.workdir:
-        params, transferred = _from_run(Path(config.init.workdir).expanduser(), params, config, info)
+    elif init.workdir or init.stream_workdirs:
+        streams = dict(zip(config.model.streams, init.stream_workdirs, strict=True))
+        sources = {"": init.workdir} if init.workdir else streams
+        params, transferred = transplant.from_runs(sources, params, config, info)
         print(transferred)
     return params
 
 
-def _from_run(workdir: Path, params: Any, config: experiment.Config, info: DatasetInfo) -> tuple[Any, str]:
-    """Takes over the layers that another run has too; finer skips' score layers start anew. Misfits are errors."""
-    if not (workdir / experiment.CONFIG_FILE).exists():
-        raise CheckpointError(f"init.workdir={workdir} is not the workdir of a run: train that stage first")
-    for what, theirs, ours in (
-        ("classes", experiment.load_classes(workdir / experiment.CLASSES_FILE).class_names, info.class_names),
-        (
-            "input",
-            *(experiment.input_spec(each) for each in (experiment.load(workdir / experiment.CONFIG_FILE), config)),
-        ),
-    ):
-        if theirs != ours:
-            raise CheckpointError(f"init.workdir={workdir} was trained with other {what}: {theirs} there, {ours} here")
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, source = checkpoints.restore_params("best")
-    unused = sorted(source.keys() - params.keys())
-    shared = [layer for layer in params if layer in source]
-    for layer in shared:
-        ours, theirs = (jax.tree.map(lambda x: x.shape, tree[layer]) for tree in (params, source))
-        if ours != theirs:
-            raise CheckpointError(f"init.workdir={workdir}: {layer} has {theirs} there and {ours} here")
-    unknown = [layer for layer in unused if not layer.startswith(("upscore", "score"))]
-    if unknown or not shared:
-        raise CheckpointError(f"init.workdir={workdir} has other layers ({', '.join(unused)}): it is another net")
-    merged = {layer: source[layer] if layer in source else params[layer] for layer in params}
-    anew = [layer for layer in params if layer not in source]
-    taken = sum(x.size for layer in shared for x in jax.tree.leaves(source[layer]))
-    total = sum(x.size for x in jax.tree.leaves(params))
-    line = f"{taken:,} of {total:,} parameters from step {step} of {workdir}"
-    return merged, line + (f"; {', '.join(anew)} start anew" if anew else "")
-
-
-def _claim(workdir: Path, config: experiment.Config, info: DatasetInfo) -> None:
+def _claim(workdir: Path, config: experiment.Config, info: Info) -> None:
     """Writes what the run is into its directory, or checks that it is the same run.
 
     A start that failed before its first report leaves nothing that another config could spoil.
     """
-    path, classes, metrics = (
-        workdir / name for name in (experiment.CONFIG_FILE, experiment.CLASSES_FILE, METRICS_FILE)
-    )
-    begun = any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    path, classes = workdir / experiment.CONFIG_FILE, workdir / experiment.CLASSES_FILE
+    begun = _begun(workdir)
     if begun and not path.exists():
         raise CheckpointError(f"{workdir} holds a run without its {path.name}: choose another --workdir")
     # What is there must be ours: a folder of data may hold files of these names too.
@@ -197,17 +176,20 @@ def _claim(workdir: Path, config: experiment.Config, info: DatasetInfo) -> None:
     saved_info = experiment.load_classes(classes) if classes.exists() else info
     if begun:
         experiment.check_resume(config, saved, workdir)
-        if saved_info.class_names != info.class_names:
+        saved_names, names = (
+            [name for each in by_head(i).values() for name in each.class_names] for i in (saved_info, info)
+        )
+        if saved_names != names:
             raise CheckpointError(
-                f"{workdir} holds a run with the classes {', '.join(saved_info.class_names)}, the data has now "
-                f"{', '.join(info.class_names)}: choose another --workdir"
+                f"{workdir} holds a run with the classes {', '.join(saved_names)}, the data has now "
+                f"{', '.join(names)}: choose another --workdir"
             )
     _write(classes, experiment.classes_to_json(info))
     _write(path, experiment.to_json(config))
 
 
 @contextlib.contextmanager
-def _claimed(workdir: Path, config: experiment.Config, info: DatasetInfo) -> Iterator[None]:
+def _claimed(workdir: Path, config: experiment.Config, info: Info) -> Iterator[None]:
     """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("w") as file:
@@ -217,6 +199,29 @@ def _claimed(workdir: Path, config: experiment.Config, info: DatasetInfo) -> Ite
             raise CheckpointError(f"another process is training in {workdir}: choose another --workdir") from None
         _claim(workdir, config, info)
         yield
+
+
+def _settle_input(config: experiment.Config, workdir: Path) -> Mapping[str, np.ndarray] | None:
+    """Writes into a config that leaves it open what the net wants to see; gives the blobs of `init.weights` if read.
+
+    A run that is gone on with keeps what it began with; else the weights that it starts from say it.
+    """
+    if _begun(workdir) and (workdir / experiment.CONFIG_FILE).exists():
+        if not config.input.order:
+            experiment.set_input(config, experiment.input_spec(experiment.load(workdir / experiment.CONFIG_FILE)))
+        return None
+    blobs = weights.read(Path(config.init.weights).expanduser()) if config.init.weights else None
+    if not config.input.order:
+        experiment.set_input(
+            config, weights.expected_input(blobs) if blobs is not None else transplant.input_of(config)
+        )
+    return blobs
+
+
+def _begun(workdir: Path) -> bool:
+    """Whether a run has left something there that another config could spoil."""
+    metrics = workdir / METRICS_FILE
+    return any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _write(path: Path, text: str) -> None:
@@ -231,7 +236,8 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
     device = mesh.devices.flat[0]
     kind = device.platform if device.platform == device.device_kind else f"{device.platform} ({device.device_kind})"
     print(f"workdir {workdir}, jax {jax.__version__} on {mesh.size} {kind} device{'s' if mesh.size > 1 else ''}")
-    print(f"{config.model.name}: {parameters:,} parameters, {train_source.info.num_classes} classes")
+    classes = " and ".join(f"{each.num_classes} {head}".strip() for head, each in by_head(train_source.info).items())
+    print(f"{config.model.name}: {parameters:,} parameters, {classes} classes")
     print(f"{config.data.name}: {len(train_source)} images to train on, {len(val_source)} to validate on")
     accumulated = f", in {config.optim.accumulate} parts" if config.optim.accumulate > 1 else ""
     print(f"batches of {config.data.batch_size} images, {per_device} on each device at a time{accumulated}", flush=True)
@@ -241,7 +247,7 @@ def _write_pictures(config, workdir, model, params, source, reporter) -> None:
     if not config.train.pictures:
         return
     params = jax.device_put(params, jax.local_devices()[0])
-    predictor = Predictor(model, params, experiment.input_spec(config), source.info, str(workdir))
+    predictor = Predictor(model, {"params": params}, experiment.input_spec(config), source.info, str(workdir))
     folder = workdir / "pictures"
     for name, picture in evaluation.pictures(source, predictor, config.train.pictures):
         visualize.write_png(folder / f"{name}.png", picture)

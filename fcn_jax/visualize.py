@@ -18,6 +18,7 @@ Palette = Sequence[tuple[int, int, int]]
 
 VOID_COLOR = (224, 224, 192)
 PAPER, INK, FRAME = (255, 255, 255), (32, 32, 32), (160, 160, 160)
+_HEAT = ((64, 0, 0), (176, 16, 8), (240, 110, 16), (255, 190, 48), (255, 250, 190))  # cold to hot
 MARGIN = 8  # pixels, as are all sizes here
 TITLE_SIZE = 14
 ROW_HEIGHT = 22
@@ -48,6 +49,17 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float
         raise ValueError(f"an image {image.shape} and labels {label.shape} do not belong together")
     mixed = (1 - alpha) * image.astype(np.float32) + alpha * colorize(label, palette)
     return np.where((label == IGNORE)[..., None], image, np.rint(mixed).astype(np.uint8))
+
+
+def heatmap(image: np.ndarray, heat: np.ndarray, alpha: float = 0.6) -> np.ndarray:
+    """A picture `[h w 3]` in grey under heat `[h w]` of 0 to 1: from nothing over dark red to pale yellow."""
+    grey = np.repeat(image.astype(np.float32).mean(axis=-1, keepdims=True), 3, axis=-1)
+    heat = np.clip(heat.astype(np.float32), 0, 1)[..., None]
+    stops = np.linspace(0, 1, len(_HEAT))
+    color = np.concatenate([np.interp(heat, stops, channel) for channel in np.transpose(_HEAT)], axis=-1)
+    # Where there is little heat the picture stays to be seen.
+    cover = alpha * np.minimum(1, 2 * heat)
+    return np.rint((1 - cover) * grey + cover * color).astype(np.uint8)
 
 
 def legend(class_names: Sequence[str], palette: Palette, present: Collection[int] | None = None) -> np.ndarray:

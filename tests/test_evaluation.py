@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from fcn_jax import config as experiment
-from fcn_jax import evaluation, metrics, parallel, state, steps, visualize
+from fcn_jax import evaluation, labels, metrics, parallel, state, steps, visualize
 from fcn_jax.errors import DataError
 from fcn_jax.labels import DatasetInfo
 
@@ -70,11 +70,16 @@ def net():
     return model, params, experiment.input_spec(config)
 
 
+def only(evaluate):
+    """The result of the only head."""
+    return lambda *arguments, **options: labels.only_head(evaluate(*arguments, **options))
+
+
 @pytest.fixture(scope="module")
 def one_by_one(source, net):
     model, params, spec = net
     predict = evaluation.predicted_labels(model)
-    return [np.asarray(predict(params, spec(example["image"])[None])[0]) for example in source.examples]
+    return [np.asarray(predict({"params": params}, spec(example["image"])[None])[0]) for example in source.examples]
 
 
 @pytest.mark.parametrize(("devices", "mode"), [(8, "pmap"), (2, "mesh")])
@@ -83,7 +88,7 @@ def test_batches_on_devices_count_what_single_images_do(source, net, one_by_one,
     model, params, spec = net
     mesh = parallel.make_mesh(jax.local_devices()[:devices])
     eval_step = parallel.wrap_step(steps.make_eval_step(model), mesh, mode, donate_state=False)
-    result = evaluation.evaluate_net(
+    result = only(evaluation.evaluate_net)(
         eval_step, parallel.put_state(params, mesh), source, spec, mesh, mode, batch_size=4, threads=2
     )
     wanted = by_hand(source, one_by_one)
@@ -96,30 +101,30 @@ def test_batches_on_devices_count_what_single_images_do(source, net, one_by_one,
 
 def test_a_predictor_is_scored_and_its_predictions_saved(source, one_by_one, tmp_path):
     predictions = iter(one_by_one)
-    result = evaluation.evaluate_predictor(source, lambda image: next(predictions), tmp_path / "val")
+    result = only(evaluation.evaluate_predictor)(source, lambda image: next(predictions), tmp_path / "val")
     np.testing.assert_array_equal(result.matrix, by_hand(source, one_by_one))
     assert len(list((tmp_path / "val").iterdir())) == 7
     # What was saved is scored alike.
-    again = evaluation.evaluate_files(source, tmp_path / "val")
+    again = only(evaluation.evaluate_files)(source, tmp_path / "val")
     np.testing.assert_array_equal(again.matrix, result.matrix)
     assert again.counted_line() == result.counted_line()
 
 
 def test_only_earlier_results_are_replaced(source, one_by_one, tmp_path):
     predictions = iter(one_by_one)
-    result = evaluation.evaluate_predictor(source, lambda image: next(predictions), None)
+    result = only(evaluation.evaluate_predictor)(source, lambda image: next(predictions), None)
     for _ in range(2):
-        evaluation.check_outputs(tmp_path, "val", True, False)
+        evaluation.check_outputs(tmp_path, "val", [""], True, False)
         result.write(tmp_path, "val")
     (tmp_path / "test.json").write_text('{"somebody": "else"}')
     with pytest.raises(DataError, match=r"test\.\* is no earlier result: choose another --output, or say --overwrite"):
-        evaluation.check_outputs(tmp_path, "test", False, False)
-    evaluation.check_outputs(tmp_path, "test", False, True)
+        evaluation.check_outputs(tmp_path, "test", [""], False, False)
+    evaluation.check_outputs(tmp_path, "test", [""], False, True)
     pictures = evaluation.prediction_folder(tmp_path, "val")
     pictures.mkdir()
     (pictures / "mine.png").write_text("")
     with pytest.raises(DataError, match=r"val_predictions holds files"):
-        evaluation.check_outputs(tmp_path, "val", True, False)
+        evaluation.check_outputs(tmp_path, "val", [""], True, False)
 
 
 @pytest.fixture
@@ -130,7 +135,7 @@ def folder(source, one_by_one, tmp_path):
 
 
 def test_files_are_scored_exactly(source, one_by_one, folder):
-    result = evaluation.evaluate_files(source, folder)
+    result = only(evaluation.evaluate_files)(source, folder)
     np.testing.assert_array_equal(result.matrix, by_hand(source, one_by_one))
 
 
@@ -158,7 +163,7 @@ def test_faulty_predictions_are_named(source, folder):
 
 
 def test_results_are_written_and_tabled(source, one_by_one, folder):
-    result = evaluation.evaluate_files(source, folder)
+    result = only(evaluation.evaluate_files)(source, folder)
     result.write(folder / "new" / "evaluation", "val")
     written = json.loads((folder / "new" / "evaluation" / "val.json").read_text())
     wanted = metrics.scores(by_hand(source, one_by_one))

@@ -14,7 +14,7 @@ FLOORS = {
     0: "ops losses metrics labels inputs errors fields",
     1: "models data",
     2: "weights config steps state optim parallel checkpoints report visualize command_line",
-    3: "training progress evaluation predict",
+    3: "training transplant progress evaluation predict picture_files",
     4: "train evaluate configs",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

@@ -1,6 +1,4 @@
-"""From a run's folder, or a released file, to label maps of images of any size; nothing is overwritten unasked."""
-
-import json
+"""From a run's folder, or a released file, to label maps of images of any size, and to one class's heat."""
 
 import caffemodel_writer as writer
 import jax
@@ -9,18 +7,16 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from PIL import Image
 
 from fcn_jax import config as experiment
-from fcn_jax import models, predict, state, visualize
+from fcn_jax import models, predict, state, visualize, weights
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, WeightFileError
-from fcn_jax.labels import DatasetInfo
+from fcn_jax.inputs import NYUD_COLOR_DEPTH_INPUT, VGG_INPUT
+from fcn_jax.labels import DatasetInfo, by_head
 
 SIZES = [(1, 1), (7, 200), (33, 47)]
 INFO = DatasetInfo("halves", ("dark", "bright"), ((10, 20, 30), (200, 210, 220)))
-
-
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
@@ -52,7 +48,7 @@ def run(tmp_path_factory):
 def test_a_run_is_rebuilt_from_its_folder(run, checkpoint, place):
     workdir, model, saved = run
     predictor = predict.Predictor.from_workdir(workdir, checkpoint)
-    assert predictor.info.class_names[1] == "disc"
+    assert by_head(predictor.info)[""].class_names[1] == "disc"
     assert predictor.origin == f"step {place + 1} of {workdir}"
     image = picture((33, 47))
     logits = model.apply({"params": saved[place]}, predictor.input_spec(image)[None])
@@ -89,7 +85,7 @@ def test_a_released_file(tmp_path):
     path = tmp_path / "voc-fcn8s.caffemodel"
     path.write_bytes(writer.net(blobs))
     predictor = predict.Predictor.from_weights(path, "voc-fcn8s")
-    assert predictor.info.class_names[15] == "person"
+    assert by_head(predictor.info)[""].class_names[15] == "person"
     image = picture((20, 31))
     # The release sees BGR minus its mean.
     blob = image[..., ::-1].astype(np.float32) - np.array([[[104.00698793, 116.66876762, 122.67891434]]], np.float32)
@@ -98,12 +94,12 @@ def test_a_released_file(tmp_path):
 
 def test_flags_name_one_net(run, tmp_path):
     assert predict.from_flags(str(run[0]), "2", None, None).origin.startswith("step 2 of")
-    for workdir, weights in ((None, None), ("runs/a", "a.caffemodel")):
+    for workdir, file in ((None, None), ("runs/a", "a.caffemodel")):
         with pytest.raises(ConfigError, match=r"name a run by --workdir, or a released file by --weights FILE --model"):
-            predict.from_flags(workdir, "best", weights, None)
+            predict.from_flags(workdir, "best", file, None)
     with pytest.raises(ConfigError, match=r"--weights needs --model, one of voc-fcn32s"):
         predict.from_flags(None, "best", "a.caffemodel", None)
-    with pytest.raises(ConfigError, match=r"no release named 'voc-fcn8'; there are voc-fcn32s"):
+    with pytest.raises(ConfigError, match=r"'voc-fcn8' is neither a model nor a release; .* did you mean 'voc-fcn8s'"):
         predict.from_flags(None, "best", "a.caffemodel", "voc-fcn8")
     with pytest.raises(WeightFileError, match=r"nothing\.caffemodel"):
         predict.from_flags(None, "best", str(tmp_path / "nothing.caffemodel"), "voc-fcn8s")
@@ -111,101 +107,87 @@ def test_flags_name_one_net(run, tmp_path):
         predict.from_flags(str(tmp_path / "nowhere"), "best", None, None)
 
 
-class Brightness(predict.Predictor):
-    """A predictor that can be checked by eye."""
-
-    def __init__(self):
-        self.info = INFO
-
-    def __call__(self, image):
-        return (image.mean(-1) > 127).astype(np.uint8)
-
-
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    for number, size in enumerate(SIZES):
-        visualize.write_png(folder / f"photo_{number}.png", picture(size, number))
-    return folder
+@pytest.fixture(scope="module")
+def two_heads(tmp_path_factory):
+    """A released net of two heads, narrow, with other numbers of classes than the release's."""
+    module = models.create("fcn16s", {"sem": 5, "geo": 3}, width=1 / 32, fc_width=4)
+    params = randomly(state.abstract_params(module), 0)
+    blobs = {
+        f"{layer}.{index}": np.transpose(np.asarray(leaf), (3, 2, 0, 1)) if leaf.ndim == 4 else np.asarray(leaf)
+        for layer, leaves in params.items()
+        for index, leaf in enumerate((leaves["kernel"], leaves["bias"]))
+    }
+    path = tmp_path_factory.mktemp("weights") / "net.caffemodel"
+    path.write_bytes(writer.net(blobs))
+    return predict.Predictor.from_weights(path, "siftflow-fcn16s")
 
 
-def test_outputs_read_back(photos, tmp_path, capsys):
-    output = tmp_path / "out"
-    assert predict.predict_files(Brightness(), predict.find_images([str(photos)]), output) == 0
-    assert {path.name for path in output.iterdir()} == {
-        "legend.png", "classes.json",
-        *(f"photo_{number}{end}" for number in range(3) for end in (".png", "_overlay.png")),
+def test_several_heads(two_heads):
+    labels = two_heads(picture((9, 14)))
+    assert {head: (label.shape, label.dtype) for head, label in labels.items()} == {
+        "sem": ((9, 14), np.uint8), "geo": ((9, 14), np.uint8)
     }  # fmt: skip
-    for number, size in enumerate(SIZES):
-        with Image.open(output / f"photo_{number}.png") as label:
-            assert label.mode == "P"
-            np.testing.assert_array_equal(np.asarray(label), Brightness()(picture(size, number)))
-            assert (label.getpalette() or [])[3:6] == [200, 210, 220]
-        with Image.open(output / f"photo_{number}_overlay.png") as overlay:
-            assert overlay.size == size[::-1]
-    assert json.loads((output / "classes.json").read_text())["class_names"] == ["dark", "bright"]
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3
-    assert printed[1].startswith(f"2/3 {photos / 'photo_1.png'} → {output / 'photo_1.png'} (")
+    shares = sum(two_heads.heatmap(picture((9, 14)), label, "geo") for label in range(3))
+    np.testing.assert_allclose(shares, 1, rtol=1e-6)
+    assert {head: info.num_classes for head, info in two_heads.info.items()} == {"sem": 5, "geo": 3}
 
 
-def predict_again(paths, output, **arguments):
-    return predict.predict_files(Brightness(), paths, output, **arguments)
+@pytest.fixture(scope="module")
+def classifier():
+    """A narrow VGG with ImageNet's thousand classes."""
+    module = models.create("vgg11", 1000, width=1 / 32, fc_width=4)
+    variables = {"params": randomly(state.abstract_params(module), 0)}
+    info = weights.RELEASES["vgg16-ilsvrc"].info
+    return predict.Predictor(module, variables, VGG_INPUT, info, "a classifier"), module, variables
 
 
-def test_nothing_is_overwritten_unasked(photos, tmp_path):
-    output = tmp_path / "out"
-    predict_again([photos / "photo_0.png"], output)
-    before = (output / "photo_0.png").read_bytes()
-    with pytest.raises(DataError, match=r"out/photo_0\.png exists: choose another --output, or say --overwrite"):
-        predict_again(predict.find_images([str(photos)]), output)
-    assert not (output / "photo_1.png").exists()
-    predict_again([photos / "photo_1.png"], output)  # a further image of the same classes joins
-    (output / "photo_0.png").write_bytes(b"")
-    predict_again([photos / "photo_0.png"], output, overwrite=True)
-    assert (output / "photo_0.png").read_bytes() == before
-    with pytest.raises(DataError, match=r"photos/photo_2\.png is an input and would be overwritten"):
-        predict_again([photos / "photo_2.png"], photos, overwrite=True)
+def test_a_classifiers_map_lies_where_its_cells_look(classifier):
+    predictor, module, variables = classifier
+    image = picture((230, 262))
+    _, taps = module.apply(variables, predictor.input_spec(image)[None], return_taps=True)
+    heat, cells = predictor.heatmap(image, 281), np.asarray(taps["prob"][0, ..., 281])
+    grid = module.grids()["prob"]
+    assert predictor.is_classifier and heat.shape == (230, 262) and cells.shape == (2, 3)
+    for row in range(2):
+        for column in range(3):
+            places = [
+                min(max(round(float(grid.start + cell * grid.step)), 0), size - 1)
+                for cell, size in ((row, 230), (column, 262))
+            ]
+            assert heat[tuple(places)] == pytest.approx(cells[row, column], rel=0.05)
+    assert heat.min() >= cells.min() * (1 - 1e-6) and heat.max() <= cells.max() * (1 + 1e-6)
+    np.testing.assert_allclose(predictor.class_probabilities(image).sum(), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["legend.png", "classes.json"])
-def test_files_of_others_are_left_alone(photos, tmp_path, name):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(DataError, match=rf"out/{name} exists"):
-        predict_again([photos / "photo_0.png"], tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+def test_a_picture_too_small_for_a_classifier(classifier):
+    with pytest.raises(DataError, match="a picture of 200×100 pixels is too small for a classifier: it takes 193×193"):
+        classifier[0].heatmap(picture((100, 200)), 0)
 
 
-@pytest.mark.parametrize("name", ["legend", "photo_0_overlay"])
-def test_outputs_that_would_cover_each_other(photos, tmp_path, name):
-    visualize.write_png(photos / f"{name}.png", picture((2, 2)))
-    with pytest.raises(DataError, match=rf"two of the outputs would be .*out/{name}\.png"):
-        predict_again(predict.find_images([str(photos)]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_classes_are_found_by_any_of_their_names(classifier):
+    predictor = classifier[0]
+    for text in ("tabby", "tabby cat", "tabby, tabby cat", "281"):
+        assert predictor.find_class(text) == ("", 281, "tabby, tabby cat")
+    with pytest.raises(
+        ConfigError, match=r"'crane' is more than one class: 134 \(crane\), 517 \(crane\); give its number"
+    ):
+        predictor.find_class("crane")
+    with pytest.raises(ConfigError, match=r"no class 'taby'; did you mean 'tabby'\?"):
+        predictor.find_class("taby")
 
 
-def test_an_unreadable_image_is_named_and_passed_over(photos, tmp_path, capsys):
-    (photos / "photo_1.png").write_bytes(b"no image")
-    assert predict_again(predict.find_images([str(photos)]), tmp_path / "out") == 1
-    assert f"error: {photos / 'photo_1.png'}: not an image" in capsys.readouterr().err
-    assert (tmp_path / "out" / "photo_2.png").exists()
-    assert not (tmp_path / "out" / "photo_1.png").exists()
+def test_what_a_classifier_sees(classifier, tmp_path, capsys):
+    visualize.write_png(tmp_path / "photo.png", picture((224, 224)))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert predict.name_classes(classifier[0], [tmp_path / "photo.png", tmp_path / "broken.png"]) == 1
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith(f"1/2 {tmp_path / 'photo.png'}: ") and printed.count(" % ") == predict.MOST_PROBABLE
 
 
-def test_images_are_found(photos, tmp_path):
-    (photos / "notes.txt").write_text("no image")
-    everything = [photos / f"photo_{number}.png" for number in range(3)]
-    assert predict.find_images([str(photos)]) == everything
-    assert predict.find_images([str(photos / "photo_[12].png"), str(everything[0])]) == everything[1:] + everything[:1]
-    assert predict.find_images([str(everything[0]), str(photos)]) == everything  # named twice, predicted once
-    (tmp_path / "empty").mkdir()
-    for nothing in (tmp_path / "empty", photos / "photo_9.png", photos / "*.gif"):
-        with pytest.raises(DataError, match=r"^no image at .*: name image files, folders of them or globs$"):
-            predict.find_images([str(nothing)])
-
-
-def test_two_images_of_one_name_are_refused(photos, tmp_path):
-    visualize.write_png(tmp_path / "other" / "photo_1.png", picture((2, 2)))
-    with pytest.raises(DataError, match=r"photos/photo_1\.png and .*other/photo_1\.png would give the same output"):
-        predict.find_images([str(photos), str(tmp_path / "other")])
+def test_pictures_are_no_rooms_with_depth(run):
+    _, model, saved = run
+    predictor = predict.Predictor(model, {"params": saved[0]}, NYUD_COLOR_DEPTH_INPUT, INFO, "a net")
+    with pytest.raises(
+        DataError, match=r"the net takes 4 channels \(BGRD\), a picture has 3: score it on its data set"
+    ):
+        predictor(picture((4, 4)))

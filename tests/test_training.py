@@ -145,8 +145,10 @@ class TestGoingOn:
             train(tmp_path)
 
     def test_a_start_that_failed_binds_no_config(self, tmp_path):
-        with pytest.raises(WeightFileError, match=r"no\.caffemodel"):
-            train(tmp_path, **{"init.weights": "no.caffemodel"})
+        path = tmp_path / "other.caffemodel"
+        path.write_bytes(writer.net({"ip.0": np.ones((2, 2), np.float32)}))
+        with pytest.raises(WeightFileError, match=r"other\.caffemodel does not fit fcn32s"):
+            train(tmp_path, **{"init.weights": str(path)})
         assert (tmp_path / "config.json").exists()
         tiny.claimed(tmp_path, tiny.config(**{"optim.lr": 0.5}))
         assert experiment.load(tmp_path / "config.json").optim.lr == 0.5

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from fcn_jax import config as experiment
 from fcn_jax import data, training
+from fcn_jax.inputs import FCN_INPUT
 
 
 def config(**changes) -> ConfigDict:
@@ -16,6 +17,8 @@ def config(**changes) -> ConfigDict:
         "model.name": "fcn32s",
         "model.width": 1 / 16,
         "model.fc_width": 16,
+        "input.order": "BGR",
+        "input.mean": FCN_INPUT.mean,
         "input.scale": (1 / 64,) * 3,
         "data.batch_size": 8,
         "data.threads": 2,
