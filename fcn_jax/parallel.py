@@ -71,13 +71,13 @@ def placed(abstract: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, mode: str) -> dict[str, jax.Array]:
-    """This host's batch `[b …]` onto its devices in one explicit transfer, in the shape that `mode` takes."""
+def put_batch(batch: dict[str, Any], mesh: Mesh, mode: str) -> dict[str, Any]:
+    """This host's batch, a tree of arrays `[b …]`, onto its devices in one explicit transfer, in the shape that `mode` takes."""
     devices = len(mesh.local_devices)
     if mode == "pmap":
-        batch = {name: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]) for name, x in batch.items()}
+        batch = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> int:

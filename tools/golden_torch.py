@@ -2,9 +2,9 @@
 
 Runs where torch is installed, which this project does not need:
 
-    python -m venv /tmp/torch && /tmp/torch/bin/pip install torch numpy
-    /tmp/torch/bin/python tools/golden_torch.py            # all of them
-    /tmp/torch/bin/python tools/golden_torch.py training   # one
+    python -m venv .venv-torch && .venv-torch/bin/pip install torch numpy
+    .venv-torch/bin/python tools/golden_torch.py            # all of them
+    .venv-torch/bin/python tools/golden_torch.py training   # one
 
 The files here are of torch 2.13.0. What a tensor holds is `ramp` of its first value, so that the tests can say it in
 a line of NumPy. Keys of legacy files are addresses in memory, so that no two runs write the same bytes.

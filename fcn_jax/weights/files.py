@@ -85,6 +85,9 @@ class WeightFile:
             raise Malformed(f"a shape of {len(shape)} axes, where {_MAX_AXES} are the most")
         if any(size < 0 for size in shape):
             raise Malformed(f"a shape with a negative size: {list(shape)}")
+        # An axis of 0 makes the array empty, and NumPy multiplies the others all the same.
+        if math.prod(size for size in shape if size) * np.dtype(dtype).itemsize > np.iinfo(np.int64).max:
+            raise Malformed(f"a shape that no array can have: {list(shape)}")
         return math.prod(shape) * np.dtype(dtype).itemsize
 
     def _require(self, offset: int, size: int) -> None:
