@@ -15,8 +15,9 @@ from fcn_jax.data import DATASETS, transforms
 from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
 from fcn_jax.inputs import FCN_INPUT, InputSpec
 from fcn_jax.labels import DatasetInfo, Info, by_head, only_head
-from fcn_jax.models.fcn import PADDINGS, TRUNKS
+from fcn_jax.models.fcn import PADDINGS
 from fcn_jax.models.layers import UPSAMPLING_FORMS
+from fcn_jax.models.trunks import TRUNKS
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "classes.json"  # in a workdir: what the run is
 DTYPES = ("float32", "bfloat16")

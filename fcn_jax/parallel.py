@@ -72,7 +72,7 @@ def placed(abstract: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh, mode: str) -> dict[str, Any]:
-    """This host's batch, a tree of arrays `[b …]`, onto its devices in one explicit transfer, in the shape that `mode` takes."""
+    """This host's batch, a tree of arrays `[b …]`, onto its devices in one explicit transfer, as `mode` takes it."""
     devices = len(mesh.local_devices)
     if mode == "pmap":
         batch = jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)

@@ -123,7 +123,7 @@ class Predictor:
                 f"the net takes {channels} channels ({self.input_spec.order}), a picture has {image.shape[-1]}: "
                 "score it on its data set by evaluate.py"
             )
-        smallest = getattr(self._model, "SMALLEST", 1)
+        smallest = getattr(self._model, "smallest", 1)
         if min(image.shape[:2]) < smallest:
             height, width = image.shape[:2]
             raise DataError(

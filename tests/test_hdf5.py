@@ -35,6 +35,7 @@ def values(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
     return (steps / 4 if np.dtype(dtype).kind == "f" else steps).astype(dtype).reshape(shape)
 
 
+FIRST = 96  # address of what an image takes first
 OPAQUE = (writer.DATATYPE, b"\x15\0\0\0" + writer.number(2, 4))
 BFLOAT16 = (
     writer.DATATYPE,
@@ -142,6 +143,21 @@ def test_superblocks(version, user_block):
     assert_same(read(data.file_of(arrays, version=version, user_block=user_block)), arrays)
 
 
+def test_a_file_behind_bytes_that_it_does_not_know():
+    arrays = {"bias": BIAS, "kernel": KERNEL}
+    content = b"#" * 1024 + data.file_of(arrays)
+    assert_same(read(content), arrays)
+    with pytest.raises(Malformed, match=f"should have {len(content)} bytes and has {len(content) - 1}"):
+        read(content[:-1])
+
+
+def test_an_array_of_two_names_is_read_once():
+    image = writer.Image()
+    address = data.dataset(image, KERNEL)
+    found = read(image.finish(writer.group(image, {"a": address, "b": address})))
+    assert found["a"] is found["b"]
+
+
 def test_a_signature_elsewhere_is_none():
     with pytest.raises(Malformed, match="no HDF5 signature"):
         read(data.file_of({"a": BIAS}, user_block=256))
@@ -225,6 +241,17 @@ def test_keras_tells_the_order(variable, version):
     weights = {"a": [b"w", b"b"], "z": [b"v", b"u"], "m": [b"t"]}
     found = read(keras_file([b"z", b"gone", b"a", b"z"], weights, variable, version))
     assert list(found) == ["z/v", "z/u", "a/w", "a/b", "m/t"]
+
+
+def test_layers_that_are_listed_often_are_sought_once():
+    weights = [b"%04d" % index for index in range(5000)]
+    image = writer.Image()
+    array = data.dataset(image, BIAS)
+    layer = writer.group(image, {"0001": array}, data.texts(b"weight_names", weights))
+    content = image.finish(writer.group(image, {"z": layer}, data.texts(b"layer_names", [b"z"] * 50_000)))
+    start = time.perf_counter()
+    assert list(read(content)) == ["z/0001"]
+    assert time.perf_counter() - start < 5
 
 
 def test_attributes_that_are_no_texts_tell_nothing():
@@ -321,6 +348,16 @@ def test_memory(how):
     content = image.finish(writer.group(image, {"a": data.dataset(image, array, *layout)}))
     np.testing.assert_array_equal(read(content)["a"], array)
     assert_lean(parse, content, array.nbytes)
+
+
+def test_nothing_is_made_for_values_that_are_not_there():
+    image = writer.Image()
+    image.put(bytes(1 << 20))
+    layout = (writer.LAYOUT, b"\x03\x01" + writer.number(FIRST) + writer.number(3 << 20))
+    messages = [data.shape([3 << 20]), data.type_of(np.dtype("i1")), layout]
+    content = image.finish(writer.group(image, {"a": image.put(writer.header(*messages))}))
+    assert parse_or_refuse(parse, content) is None
+    assert peak_memory(lambda: parse_or_refuse(parse, content)) < 1 << 17
 
 
 @pytest.mark.parametrize("opaque", [False, True])
@@ -436,7 +473,6 @@ def shared_texts() -> bytes:
     return image.finish(writer.group(image, {"a": data.dataset(image, BIAS)}, (kind, start + reference * 1000)))
 
 
-FIRST = 96  # address of what an image takes first
 CIRCLES = {
     "group in itself": (group_in_itself, "'g': the group is met a second time"),
     "header in itself": (header_in_itself, "run in circles or overlap"),

@@ -1,6 +1,7 @@
 """Every fault that is named in an HDF5 file, each in a file that has it and nothing else."""
 
 import functools
+import zlib
 from collections.abc import Callable
 
 import hdf5_data_writer as data
@@ -129,7 +130,7 @@ def test_shapes():
             "'a': it has no shape (a null dataspace)": file(b"\x02\0\0\x02"),
             "'a': a structure of 4 bytes is too short for what it holds": file(b"\x02\x02\0\x01"),
             "'a': a shape of 33 axes, where 32 are the most": file(data.shape([1] * 33)[1]),
-            f"'a': shape [0, {1 << 62}] is not possible": file(data.shape([0, 1 << 62])[1]),
+            f"'a': a shape that no array can have: [0, {1 << 62}]": file(data.shape([0, 1 << 62])[1]),
             "'a': shape [3, 3] with 4 bytes a value does not fit the 24 bytes stored": file(data.shape([3, 3])[1]),
         }
     )
@@ -495,5 +496,23 @@ def test_contents_of_chunks():
     assert_faults({no_end: file(b"ab", (data.DEFLATE, data.FLETCHER32))})
     assert_faults({no_end: file(packed + b"more")})
     assert_faults({no_end: file(packed + bytes(1 << 16))})
+    assert_faults({end: file(packed, size=(1 << 64) - FIRST)})  # which would end at 0
     for address in (len(file(packed)) - 1, 1 << 62, (1 << 64) - 2):
         assert_faults({end: file(packed, address=address).ljust(len(file(packed)), b"\0")})
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_a_chunk_that_is_followed_by_more(more):
+    """Its deflated data ends where the first piece of 64 KiB does."""
+    array = np.arange(65525).astype(np.uint8)
+    packed = zlib.compress(array.tobytes(), 0)
+    assert len(packed) == 1 << 16
+    image = Image()
+    stated = number(len(packed + more)) + bytes(4)
+    layout = data.new_layout(1, (array.size, 1), stated, image.put(packed + more), 2)
+    address = data.dataset(image, array, layout, data.filters([data.DEFLATE], 1))
+    content = image.finish(writer.group(image, {"a": address}))
+    if more:
+        assert_faults({"'a': the deflated data of a chunk does not end where it should": content})
+    else:
+        np.testing.assert_array_equal(parse(WeightFile.of(content))["a"], array)

@@ -90,11 +90,13 @@ def test_keras_3_counts_its_layers():
     counted = ["conv2d", *(f"conv2d_{number}" for number in range(1, 13))]
     names = [f"layers/{layer}/vars/{index}" for layer in sorted(counted) for index in (0, 1)]
     names += [f"layers/{layer}/vars/{index}" for layer in ("dense", "dense_1", "dense_2") for index in (0, 1)]
+    names += ["optimizer/vars/0"]
     named = name_blobs(arrays(names))
     by_file = {named.file_names[name]: name for name in named.blobs}
     assert by_file["layers/conv2d_2/vars/0"] == "conv2_1.0"
     assert by_file["layers/conv2d_12/vars/1"] == "conv5_3.1"
     assert by_file["layers/dense_1/vars/1"] == "fc7.1"
+    assert "optimizer/vars/0" not in named.blobs
 
 
 def test_flattening_channels_last():

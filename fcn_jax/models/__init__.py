@@ -8,12 +8,10 @@ import flax.linen as nn
 from flax.core import freeze
 
 from fcn_jax.errors import ConfigError, did_you_mean
-from fcn_jax.models.alexnet import AlexNet
+from fcn_jax.models.classifier import Classifier
 from fcn_jax.models.fcn import FCN
 from fcn_jax.models.fcn_resnet import FCNResNet
-from fcn_jax.models.googlenet import GoogLeNet
-from fcn_jax.models.vgg import NETS as VGG_NETS
-from fcn_jax.models.vgg import VGG
+from fcn_jax.models.trunks import TRUNKS
 
 MODELS = {
     "fcn32s": partial(FCN, stride=32),
@@ -21,13 +19,10 @@ MODELS = {
     "fcn8s": partial(FCN, stride=8),
     "fcn8s_atonce": partial(FCN, stride=8, pool_scales=(0.01, 0.0001)),
     "fcn_alexnet": partial(FCN, trunk="caffenet", stride=32),
-    "fcn_googlenet": partial(FCN, trunk="googlenet", stride=32, dropout=0.4),
+    "fcn_googlenet": partial(FCN, trunk="googlenet", stride=32),
     "fcn_resnet50": partial(FCNResNet, depth=50),
     "fcn_resnet101": partial(FCNResNet, depth=101),
-    **{name: partial(VGG, variant=variant) for name, variant in VGG_NETS.items()},
-    "alexnet": partial(AlexNet, order="norm_first"),
-    "caffenet": partial(AlexNet, order="pool_first"),
-    "googlenet": GoogLeNet,
+    **{name: partial(Classifier, trunk=name) for name in TRUNKS},
 }
 
 

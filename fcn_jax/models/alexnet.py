@@ -19,8 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from fcn_jax.models.classifier import Blobs, Classifier
-from fcn_jax.ops.grid import IMAGE, Grid
+from fcn_jax.ops.grid import Grid
 from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.pooling import max_pool
 
@@ -38,14 +37,14 @@ def trunk(
     first_padding: int = 0,
     lrn_alpha: float = 1e-4,
     suffix: str = "",
-) -> Blobs:
+) -> dict[str, tuple[jax.Array, Grid]]:
     """Runs the trunk inside the calling module; `conv(name, features, kernel_size, padding, stride, groups)` makes a
     layer of it, whose channels must be even.
 
     Gives each layer's output, after its ReLU, with the grid that it lies on, by the release's names conv1 … pool5.
     `order` is CaffeNet's (`pool_first`) or AlexNet's, `lrn_alpha` is Caffe's; `suffix` is added to all names.
     """
-    blobs: Blobs = {}
+    blobs = {}
     after = {1: ORDERS[order], 2: ORDERS[order], 5: ("pool",)}
     for number, (features, kernel, padding, stride, groups) in enumerate(SHAPES, start=1):
         module = conv(
@@ -59,28 +58,3 @@ def trunk(
                 x = local_response_norm(x, alpha=lrn_alpha)
             blobs[f"{step}{number}{suffix}"] = x, grid
     return blobs
-
-
-class AlexNet(Classifier):
-    """The whole net: `[b h w 3]` to a map of scores, one cell for the net's own crop of 227×227 pixels.
-
-    All channel counts are even, as groups share them.
-    """
-
-    order: str = "norm_first"
-    lrn_alpha: float = 1e-4
-
-    # fc6 needs 6 cells of pool5, so 12 of conv5, 24 of conv2 and 48 of conv1, whose last starts 4 · 47 pixels on.
-    SMALLEST = 4 * 47 + 11
-    MULTIPLE = 2
-
-    @nn.compact
-    def blobs(self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None) -> Blobs:
-        if self.order not in ORDERS:
-            raise ValueError(f"order={self.order!r} is none of {', '.join(ORDERS)}")
-        self._check(image)
-        blobs = trunk(self._conv, image, IMAGE, self.order, lrn_alpha=self.lrn_alpha)
-        return self._fully_connected(blobs, 6, train, example_index)
-
-    def layer_names(self) -> tuple[str, ...]:
-        return (*LAYERS, "fc6", "fc7")

@@ -1,23 +1,24 @@
-"""What the ImageNet classifiers share: their fields, how they are called, and fully connected layers as convolutions.
+"""The ImageNet classifiers as dense nets: VGG A to E, AlexNet, CaffeNet and GoogLeNet.
 
 A fully connected layer on a map of fixed size is a convolution with a kernel of that size. Written so, a classifier
-takes any image that is large enough and gives a map of class scores, one cell for the crop that it was made for.
-Source: Sermanet et al., "OverFeat", ICLR 2014, section 3.5; Long, Shelhamer and Darrell, CVPR 2015, figure 2.
+takes any image that is large enough and gives a map of class scores, one cell for the crop that it was made for (224
+pixels a side, AlexNet's 227). Source: Sermanet et al., "OverFeat", ICLR 2014, section 3.5; Long, Shelhamer and Darrell,
+CVPR 2015, figure 2.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.models import tracing
+from fcn_jax.models import trunks
 from fcn_jax.models.layers import Conv, Dropout
-from fcn_jax.ops.grid import Grid
-
-Blobs = dict[str, tuple[jax.Array, Grid]]
+from fcn_jax.models.trunks import TRUNKS, Blobs
+from fcn_jax.ops.grid import IMAGE, Grid
+from fcn_jax.ops.pooling import average_pool
 
 
 class Classifier(nn.Module):
@@ -29,17 +30,15 @@ class Classifier(nn.Module):
     """
 
     num_classes: int
+    trunk: str = "vgg16"
     width: float = 1.0
     fc_width: int | None = None
     channels: Mapping[str, int] | None = None
-    dropout: float = 0.5
+    lrn_alpha: float = 1e-4
+    dropout: float | None = None  # None: as published
     in_channels: int = 3
     dtype: Any = jnp.float32
     precision: jax.lax.PrecisionLike = None
-
-    SMALLEST: ClassVar[int]  # pixels a side that give one cell
-    SCORES: ClassVar[str] = "fc8"  # the blob of the scores
-    MULTIPLE: ClassVar[int] = 1  # of which all channel counts are multiples, where groups share them
 
     def __call__(
         self,
@@ -56,21 +55,48 @@ class Classifier(nn.Module):
         takes the `dropout` stream; `example_index [b]` tells each example's place in the global batch, where that is
         split over devices. Raises ValueError for an image that is too small for one cell.
         """
-        blobs = self.blobs(image, train, upsample, example_index)
+        blobs = self.blobs(image, train, example_index)
         taps = {name: x for name, (x, _) in blobs.items()}
-        return (taps[self.SCORES], taps) if return_taps else taps[self.SCORES]
+        scores = taps[TRUNKS[self.trunk].scores]
+        return (scores, taps) if return_taps else scores
 
-    def blobs(self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None) -> Blobs:
+    @nn.compact
+    def blobs(self, image: jax.Array, train: bool = False, example_index: jax.Array | None = None) -> Blobs:
         """Every layer's output by the release's blob names, with the grid that it lies on."""
-        raise NotImplementedError
+        self._check(image)
+        trunk = TRUNKS[self.trunk]
+        rate = trunk.dropout if self.dropout is None else self.dropout
 
-    def layer_names(self) -> tuple[str, ...]:
-        """The layers with parameters, in order, but the last."""
-        raise NotImplementedError
+        def dropout(name: str, x: jax.Array) -> jax.Array:
+            return Dropout(rate, name=name)(x, train=train, example_index=example_index)
+
+        pad_first, pad_fc6 = trunk.paddings["valid"]
+        options = {name: getattr(self, name) for name in trunk.options}
+        blobs = trunk.run(self._conv, image, IMAGE, first_padding=pad_first, **options)
+        x, grid = blobs[next(reversed(blobs))]
+        if trunk.fc6 is None:
+            x, grid = average_pool(x, kernel=7, stride=1), grid.conv(kernel=7)
+            blobs["pool5/7x7_s1"] = x, grid = dropout("pool5_drop_7x7_s1", x), grid
+        else:
+            blobs |= trunks.fully_connected(self._conv, dropout, x, grid, trunk.fc6, pad_fc6)
+            x, grid = blobs["fc7"]
+        (score,) = self.class_layers()[""]
+        x = Conv(self.num_classes, 1, dtype=self.dtype, precision=self.precision, name=score)(x)
+        x = x.astype(np.promote_types(x.dtype, np.float32))
+        return blobs | {trunk.scores: (x, grid), "prob": (nn.softmax(x), grid)}
+
+    @property
+    def smallest(self) -> int:
+        """Pixels a side of the smallest image, which gives one cell."""
+        return TRUNKS[self.trunk].smallest
 
     def grids(self) -> dict[str, Grid]:
         """The grid of every blob, by name: its stride, place and receptive field."""
-        return tracing.grids(self)
+        return trunks.grids(self, lambda net, image: net.blobs(image))
+
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers with parameters, in order, but the last."""
+        return trunks.inner_layers(self.trunk)
 
     def first_layers(self) -> tuple[str, ...]:
         """The layer that sees the image."""
@@ -78,54 +104,17 @@ class Classifier(nn.Module):
 
     def class_layers(self) -> dict[str, tuple[str, ...]]:
         """By head ("" for the only one): the layers that have an output for each class."""
-        return {"": (self.SCORES.replace("/", "_"),)}
+        return {"": (TRUNKS[self.trunk].scores.replace("/", "_"),)}
 
     def _check(self, image: jax.Array) -> None:
-        if image.shape[-1] != self.in_channels:
-            raise ValueError(f"the image has {image.shape[-1]} channels, the net takes {self.in_channels}")
+        trunks.check(self, image, self.layer_names() if self.trunk in TRUNKS else ())
         height, width = image.shape[1:3]
         # Parameters do not depend on the image: any will do to make them.
-        if min(height, width) < self.SMALLEST and not self.is_initializing():
+        if min(height, width) < self.smallest and not self.is_initializing():
             raise ValueError(
                 f"an image of {height}×{width} pixels is too small for one cell; the smallest is "
-                f"{self.SMALLEST}×{self.SMALLEST}"
-            )
-        if unknown := set(self.channels or ()) - set(self.layer_names()):
-            raise ValueError(
-                f"channels names {', '.join(sorted(unknown))}, the net has {', '.join(self.layer_names())}"
+                f"{self.smallest}×{self.smallest}"
             )
 
-    def _conv(self, name: str, features: int, kernel_size: int, padding: int, stride: int = 1, groups: int = 1) -> Conv:
-        features = (self.channels or {}).get(name, self._scaled(features))
-        return Conv(
-            features,
-            kernel_size,
-            padding,
-            stride,
-            groups=groups,
-            dtype=self.dtype,
-            precision=self.precision,
-            name=name,
-        )
-
-    def _fully_connected(self, blobs: Blobs, kernel_size: int, train: bool, example_index: jax.Array | None) -> Blobs:
-        """fc6, fc7, fc8 and the softmax on the last of the blobs; fc6 covers the map of the net's own crop."""
-        x, grid = blobs[next(reversed(blobs))]
-        fc_width = self._scaled(4096) if self.fc_width is None else self.fc_width
-        for name, size in (("fc6", kernel_size), ("fc7", 1)):
-            features = (self.channels or {}).get(name, fc_width)
-            conv = Conv(features, size, dtype=self.dtype, precision=self.precision, name=name)
-            x, grid = nn.relu(conv(x)), conv.grid(grid)
-            x = Dropout(self.dropout, name=f"drop{name[2:]}")(x, train=train, example_index=example_index)
-            blobs[name] = x, grid
-        return blobs | self._scores(x, grid)
-
-    def _scores(self, x: jax.Array, grid: Grid) -> Blobs:
-        """The class scores and their softmax."""
-        name = self.SCORES.replace("/", "_")
-        x = Conv(self.num_classes, 1, dtype=self.dtype, precision=self.precision, name=name)(x)
-        x = x.astype(np.promote_types(x.dtype, np.float32))
-        return {self.SCORES: (x, grid), "prob": (nn.softmax(x), grid)}
-
-    def _scaled(self, features: int) -> int:
-        return self.MULTIPLE * max(1, round(features * self.width / self.MULTIPLE))
+    def _conv(self, *shape: Any, **options: Any) -> Conv:
+        return trunks.conv(self, *shape, **options)

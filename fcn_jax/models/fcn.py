@@ -19,9 +19,7 @@ Two nets of the release branch. SIFT Flow's has two heads, each a whole set of s
 trunk; NYUD's late fusion has two streams, each a whole net for its half of the channels, whose scores are averaged.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,59 +27,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax.models import alexnet, googlenet, vgg
+from fcn_jax.models import trunks
 from fcn_jax.models.layers import Conv, Dropout, Upsample
+from fcn_jax.models.trunks import TRUNKS, Blobs
 from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
 
-Blobs = dict[str, tuple[jax.Array, Grid]]
 # Up-sampling layers by the stride of the finest scores: a step of two before each skip, and the last to pixels.
 UPSAMPLING = {32: ("upscore",), 16: ("upscore2", "upscore16"), 8: ("upscore2", "upscore_pool4", "upscore8")}
 SKIPS = {32: (), 16: ("pool4",), 8: ("pool4", "pool3")}
 PADDINGS = ("caffe", "same")
-
-
-@dataclasses.dataclass(frozen=True)
-class Trunk:
-    """A classifier below its fully connected layers, and what these become."""
-
-    run: Callable[..., Blobs]  # of (conv, image, grid, first_padding=, suffix=); the last blob is the map to be scored
-    layers: tuple[str, ...]
-    paddings: Mapping[str, tuple[int, int]]  # of the first layer and of fc6
-    fc6: int | None  # size of its kernel; None: the map is scored as it is
-    kernel: int  # of the transposed convolution by 32; with 64 the grids of AlexNet's would be half a cell apart
-    multiple: int = 1  # what its channel counts are multiples of
-    options: tuple[str, ...] = ()  # fields of the net that `run` takes too
-
-
-TRUNKS = {
-    **{
-        name: Trunk(
-            partial(vgg.trunk, variant=variant),
-            tuple(vgg.layer_names(variant)),
-            paddings={"caffe": (100, 0), "same": (1, 3)},
-            fc6=7,
-            kernel=64,
-        )
-        for name, variant in vgg.NETS.items()
-    },
-    "caffenet": Trunk(
-        alexnet.trunk,
-        alexnet.LAYERS,
-        paddings={"caffe": (100, 0), "same": (5, 3)},
-        fc6=6,
-        kernel=63,
-        multiple=2,
-        options=("lrn_alpha",),
-    ),
-    # Never released: what the papers leave open (pad, crop) follows the others.
-    "googlenet": Trunk(
-        googlenet.trunk,
-        tuple(googlenet.layer_names()),
-        paddings={"caffe": (100, 0), "same": (3, 0)},
-        fc6=None,
-        kernel=63,
-    ),
-}
 
 
 class FCN(nn.Module):
@@ -104,7 +58,7 @@ class FCN(nn.Module):
     channels: Mapping[str, int] | None = None
     pool_scales: tuple[float, float] = (1.0, 1.0)
     lrn_alpha: float = 1e-4
-    dropout: float = 0.5
+    dropout: float | None = None  # None: as published
     upsampling: str | Mapping[str, str] = "fixed"
     in_channels: int = 3
     dtype: Any = jnp.float32
@@ -138,6 +92,11 @@ class FCN(nn.Module):
         self._check(image)
         trunk = TRUNKS[self.trunk]
         pad_first, pad_fc6 = trunk.paddings[self.padding]
+        rate = trunk.dropout if self.dropout is None else self.dropout
+
+        def dropout(name: str, x: jax.Array) -> jax.Array:
+            return Dropout(rate, name=name)(x, train=train, example_index=example_index)
+
         blobs: Blobs = {}
         outputs: dict[str, str] = {}
         share = self.in_channels // len(self.streams)
@@ -147,14 +106,10 @@ class FCN(nn.Module):
             blobs |= trunk.run(self._conv, part, IMAGE, first_padding=pad_first, suffix=stream, **options)
             x, grid = blobs[next(reversed(blobs))]
             if trunk.fc6 is None:
-                x = self._dropout("drop", x, train, example_index)
+                x = dropout("drop", x)
             else:
-                fc_width = self._scaled(4096) if self.fc_width is None else self.fc_width
-                for name, size, pad in (("fc6", trunk.fc6, pad_fc6), ("fc7", 1, 0)):
-                    conv = self._conv(name + stream, fc_width, size, pad)
-                    x, grid = nn.relu(conv(x)), conv.grid(grid)
-                    x = self._dropout(f"drop{name[2:]}{stream}", x, train, example_index)
-                    blobs[name + stream] = x, grid
+                blobs |= trunks.fully_connected(self._conv, dropout, x, grid, trunk.fc6, pad_fc6, stream)
+                x, grid = blobs[f"fc7{stream}"]
             for head, num_classes in self._heads().items():
                 blobs[f"score_fr{stream}{head}"] = self._score(f"score_fr{stream}{head}", x, num_classes), grid
 
@@ -184,14 +139,7 @@ class FCN(nn.Module):
 
     def grids(self) -> dict[str, Grid]:
         """The grid of every blob, by name: its stride, place and receptive field (404 pixels for fc6)."""
-        found: dict[str, Grid] = {}
-
-        def trace(key, image):
-            (blobs, _), _ = self.init_with_output(key, image, False, True, None, method="blobs")
-            found.update({name: grid for name, (_, grid) in blobs.items()})
-
-        jax.eval_shape(trace, jax.random.key(0), jnp.zeros((1, 32, 32, self.in_channels)))
-        return found
+        return trunks.grids(self, lambda net, image: net.blobs(image, False, True, None)[0])
 
     def first_layers(self) -> tuple[str, ...]:
         """The layers that see the image: one a stream."""
@@ -220,30 +168,19 @@ class FCN(nn.Module):
         return {"": self.num_classes}
 
     def _check(self, image: jax.Array) -> None:
-        if image.shape[-1] != self.in_channels:
-            raise ValueError(f"the image has {image.shape[-1]} channels, the net takes {self.in_channels}")
-        for field, value, choices in (
-            ("trunk", self.trunk, TRUNKS),
-            ("padding", self.padding, PADDINGS),
-            ("stride", self.stride, UPSAMPLING),
-        ):
+        inner = trunks.inner_layers(self.trunk) if self.trunk in TRUNKS else ()
+        trunks.check(self, image, tuple(layer + stream for stream in self.streams for layer in inner))
+        for field, value, choices in (("padding", self.padding, PADDINGS), ("stride", self.stride, UPSAMPLING)):
             if value not in choices:
                 raise ValueError(f"{field}={value!r} is none of {', '.join(map(str, choices))}")
         if self.stride != 32 and (len(self.streams) > 1 or TRUNKS[self.trunk].kernel != 64):
             raise ValueError(f"stride={self.stride}: skips are defined for one stream on a VGG trunk")
         if self.in_channels % len(self.streams):
             raise ValueError(f"{self.in_channels} channels cannot be shared by {len(self.streams)} streams")
-        layers = [layer + stream for stream in self.streams for layer in self._inner_layers()]
-        for field, names, known in (
-            ("channels", self.channels or (), layers),
-            ("upsampling", () if isinstance(self.upsampling, str) else self.upsampling, self.upsampling_kernels()),
-        ):
-            if unknown := set(names) - set(known):
-                raise ValueError(f"{field} names {', '.join(sorted(unknown))}, the net has {', '.join(known)}")
-
-    def _inner_layers(self) -> tuple[str, ...]:
-        trunk = TRUNKS[self.trunk]
-        return trunk.layers if trunk.fc6 is None else (*trunk.layers, "fc6", "fc7")
+        named = () if isinstance(self.upsampling, str) else self.upsampling
+        if unknown := set(named) - set(self.upsampling_kernels()):
+            known = ", ".join(self.upsampling_kernels())
+            raise ValueError(f"upsampling names {', '.join(sorted(unknown))}, the net has {known}")
 
     def _fuse_streams(self, blobs: Blobs, head: str) -> str:
         """The name of a head's coarse scores; those of several streams are averaged."""
@@ -267,32 +204,14 @@ class FCN(nn.Module):
     def _last_kernel(self) -> int:
         return TRUNKS[self.trunk].kernel if self.stride == 32 else 2 * self.stride
 
-    def _conv(self, name: str, features: int, kernel_size: int, padding: int, stride: int = 1, groups: int = 1) -> Conv:
-        fully_connected = name.startswith("fc")
-        features = (self.channels or {}).get(name, features if fully_connected else self._scaled(features))
-        return Conv(
-            features,
-            kernel_size,
-            padding,
-            stride,
-            groups=groups,
-            dtype=self.dtype,
-            precision=self.precision,
-            name=name,
-        )
+    def _conv(self, *shape: Any, **options: Any) -> Conv:
+        return trunks.conv(self, *shape, **options)
 
     def _score(self, name: str, x: jax.Array, num_classes: int) -> jax.Array:
         zeros = nn.initializers.zeros_init()
         x = Conv(num_classes, 1, kernel_init=zeros, dtype=self.dtype, precision=self.precision, name=name)(x)
         return x.astype(np.promote_types(x.dtype, np.float32))
 
-    def _dropout(self, name: str, x: jax.Array, train: bool, example_index: jax.Array | None) -> jax.Array:
-        return Dropout(self.dropout, name=name)(x, train=train, example_index=example_index)
-
     def _upsample(self, name: str, kernel_size: int, stride: int) -> Upsample:
         form = self.upsampling if isinstance(self.upsampling, str) else self.upsampling.get(name, "fixed")
         return Upsample(kernel_size, stride, form, name=name)
-
-    def _scaled(self, features: int) -> int:
-        multiple = TRUNKS[self.trunk].multiple
-        return multiple * max(1, round(features * self.width / multiple))

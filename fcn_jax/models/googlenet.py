@@ -20,11 +20,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.models.classifier import Blobs, Classifier
-from fcn_jax.models.layers import Dropout
-from fcn_jax.ops.grid import IMAGE, Grid
+from fcn_jax.ops.grid import Grid
 from fcn_jax.ops.normalization import local_response_norm
-from fcn_jax.ops.pooling import average_pool, max_pool
+from fcn_jax.ops.pooling import max_pool
 
 # Channels of 1×1; 3×3, reduced and then; 5×5, reduced and then; the pooling's projection.
 MODULES = {
@@ -47,14 +45,16 @@ def layer_names() -> list[str]:
     return stem + [f"inception_{module}_{branch}" for module in MODULES for branch in BRANCHES]
 
 
-def trunk(conv: Callable[..., Any], x: jax.Array, grid: Grid, first_padding: int = 3, suffix: str = "") -> Blobs:
+def trunk(
+    conv: Callable[..., Any], x: jax.Array, grid: Grid, first_padding: int = 3, suffix: str = ""
+) -> dict[str, tuple[jax.Array, Grid]]:
     """Runs the trunk inside the calling module; `conv(name, features, kernel_size, padding, stride)` makes a layer of
     it.
 
     Gives each layer's output, after its ReLU, with the grid that it lies on, by the release's names conv1/7x7_s2 …
     inception_5b/output. `suffix` is added to all names.
     """
-    blobs: Blobs = {}
+    blobs = {}
 
     def convolve(name, x, grid, features, kernel, padding=0, stride=1):
         module = conv(name.replace("/", "_") + suffix, features, kernel, padding, stride)
@@ -91,29 +91,3 @@ def trunk(conv: Callable[..., Any], x: jax.Array, grid: Grid, first_padding: int
         if module in ("3b", "4e"):
             x, grid = pool(f"pool{module[0]}/3x3_s2", x, grid)
     return blobs
-
-
-class GoogLeNet(Classifier):
-    """The whole net: `[b h w 3]` to a map of scores, one cell for the net's own crop of 224×224 pixels.
-
-    It has no wide fully connected layers, so that `fc_width` changes nothing.
-    """
-
-    dropout: float = 0.4
-
-    # The average needs 7 cells, so 14 before pool4, 28, 56, and 112 of conv1, whose last is centred 2 · 111 pixels on.
-    SMALLEST = 2 * 111 + 1
-    SCORES = "loss3/classifier"
-
-    @nn.compact
-    def blobs(self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None) -> Blobs:
-        self._check(image)
-        blobs = trunk(self._conv, image, IMAGE)
-        x, grid = blobs["inception_5b/output"]
-        x, grid = average_pool(x, kernel=7, stride=1), grid.conv(kernel=7)
-        x = Dropout(self.dropout, name="pool5_drop_7x7_s1")(x, train=train, example_index=example_index)
-        blobs["pool5/7x7_s1"] = x, grid
-        return blobs | self._scores(x, grid)
-
-    def layer_names(self) -> tuple[str, ...]:
-        return tuple(layer_names())

@@ -20,8 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from fcn_jax.models.classifier import Blobs, Classifier
-from fcn_jax.ops.grid import IMAGE, Grid
+from fcn_jax.ops.grid import Grid
 from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.pooling import max_pool
 
@@ -56,13 +55,13 @@ def trunk(
     variant: str = "D",
     first_padding: int = 1,
     suffix: str = "",
-) -> Blobs:
+) -> dict[str, tuple[jax.Array, Grid]]:
     """Runs the trunk inside the calling module; `conv(name, features, kernel_size, padding)` makes a layer of it.
 
     Gives each layer's output, after its ReLU, with the grid that it lies on, by the release's names conv1_1 … pool5.
     `suffix` is added to all names, of layers and of blobs.
     """
-    blobs: Blobs = {}
+    blobs = {}
     for block, (kernels, channels) in enumerate(zip(VARIANTS[variant], CHANNELS, strict=True), start=1):
         for layer, kernel in enumerate(kernels, start=1):
             name = f"conv{block}_{layer}"
@@ -73,24 +72,3 @@ def trunk(
                 x, grid = blobs[f"norm1{suffix}"] = local_response_norm(x, alpha=LRN_ALPHA, k=LRN_K), grid
         x, grid = blobs[f"pool{block}{suffix}"] = max_pool(x), grid.conv(kernel=2, stride=2)
     return blobs
-
-
-class VGG(Classifier):
-    """One of the paper's nets, by column; `[b h w 3]` to a map of `ceil(h / 32) − 6` by `ceil(w / 32) − 6` cells.
-
-    One cell for the net's own crop of 224×224 pixels.
-    """
-
-    variant: str = "D"
-
-    SMALLEST = 6 * 32 + 1  # fc6 needs 7 cells of 32 pixels, of which one pixel of the last is enough
-
-    @nn.compact
-    def blobs(self, image: jax.Array, train: bool, upsample: bool, example_index: jax.Array | None) -> Blobs:
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant!r} is none of {', '.join(VARIANTS)}")
-        self._check(image)
-        return self._fully_connected(trunk(self._conv, image, IMAGE, self.variant), 7, train, example_index)
-
-    def layer_names(self) -> tuple[str, ...]:
-        return (*layer_names(self.variant), "fc6", "fc7")

@@ -103,13 +103,12 @@ def _inflated(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """What zlib's stream in some pieces unpacks to, in pieces."""
     inflate = zlib.decompressobj()
     for packed in pieces:
-        full = True
-        while not inflate.eof and (packed or full):
+        while packed and not inflate.eof:
             try:
                 piece = inflate.decompress(packed, _PIECE)
             except zlib.error:
                 raise Malformed("a chunk of it is no deflated data") from None
-            packed, full = inflate.unconsumed_tail, len(piece) == _PIECE
+            packed = inflate.unconsumed_tail
             yield piece
         if inflate.eof:
             break

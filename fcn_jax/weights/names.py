@@ -24,7 +24,8 @@ _INDEX = {"kernel": 0, "bias": 1, "scale": 0, "mean": 2, "var": 3}
 
 # A batch norm's weight is its scale, which has the index of a kernel.
 _TORCH_LEAVES = {"weight": "kernel", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_TORCH_COUNTER = "num_batches_tracked"  # beside them, and of no use to a net that is not trained on in torch
+# What training leaves beside the parameters, of no use to a net in another framework.
+_OF_TRAINING = re.compile(r".+\.num_batches_tracked|optimizer/.+")
 
 # Layers of the release, and of the FCN-8s of 2015, whose names carry what the net's arguments say.
 _CAFFE_LAYERS = {
@@ -90,7 +91,7 @@ def name_blobs(blobs: Mapping[str, np.ndarray]) -> Named:
         arrays: dict[str, np.ndarray] = {}
         file_names: dict[str, str] = {}
         for name, array in blobs.items():
-            if name.endswith(f".{_TORCH_COUNTER}"):
+            if _OF_TRAINING.fullmatch(name):
                 continue
             target = blob_name(*renamed[name]) if name in renamed else name
             if target in arrays:
