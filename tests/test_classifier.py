@@ -128,7 +128,7 @@ def test_there_is_nothing_to_up_sample():
     assert programs[0] == programs[1]
 
 
-@every_kind
+@pytest.mark.parametrize("name", [*KINDS[:2], pytest.param(KINDS[2], marks=pytest.mark.slow)])
 def test_every_parameter_has_a_gradient(name):
     module = narrow(name, dropout=0.0)
 

@@ -83,13 +83,13 @@ def test_a_kernel_of_64_does_not_fit_alexnet():
 @every_net
 @pytest.mark.parametrize("padding", ["caffe", "same"])
 def test_every_size_comes_back(net, padding):
-    for height, width in ((1, 2), (3, 16), (17, 31), (33, 32), (63, 65), (64, 97), (1199, 375)):
+    for height, width in ((1, 2), (17, 31), (33, 64), (1199, 375)):
         logits, _ = shapes(net.clone(padding=padding), height, width)
         assert {leaf.shape[1:3] for leaf in jax.tree.leaves(logits)} == {(height, width)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", models.SEGMENTATION)
+@pytest.mark.parametrize("name", ["fcn32s", "fcn16s", "fcn8s", "fcn_alexnet", "fcn_googlenet"])
 def test_every_size_from_1_to_1200_of_the_full_net_comes_back(name):
     """As height or as width, by the shapes of the whole net as it was published."""
     module = models.create(name, 21, padding="caffe")
@@ -99,7 +99,9 @@ def test_every_size_from_1_to_1200_of_the_full_net_comes_back(name):
         assert jax.eval_shape(module.apply, variables, blob).shape == (1, height, 1201 - height, 21)
 
 
-@every_net
+@pytest.mark.parametrize(
+    "net", [pytest.param(net, id=name, marks=[pytest.mark.slow] * (net is GOOGLENET)) for name, net in FAMILY.items()]
+)
 def test_every_parameter_has_a_gradient(net):
     # Wide enough that no bias of a narrow layer keeps it silent everywhere.
     size = (40, 50)

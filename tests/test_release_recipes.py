@@ -86,6 +86,9 @@ def test_two_heads_are_trained_and_scored(sift_flow, tmp_path, capsys):
     assert json.loads((tmp_path / "again" / "test_geo.json").read_text())["confusion"] == scores["geo"]["confusion"]
 
 
+UNSCORED = {"train.eval_every": 0, "train.pictures": 0}
+
+
 @pytest.fixture(scope="module")
 def nyud(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("nyud")
@@ -101,8 +104,9 @@ def restored(workdir: Path):
         return checkpoints.restore_params("latest")[1]
 
 
+@pytest.mark.slow
 def test_late_fusion_joins_two_runs(nyud, tmp_path, capsys):
-    changes = {"data.root": str(nyud), "data.cache": str(tmp_path / "cache")}
+    changes = {"data.root": str(nyud), "data.cache": str(tmp_path / "cache"), **UNSCORED}
     for modality in ("color", "hha"):
         config = small(fcn32s.get_config(f"nyud-{modality}"), **changes, seed=len(modality))
         training.train(config, tmp_path / modality)
@@ -118,9 +122,10 @@ def test_late_fusion_joins_two_runs(nyud, tmp_path, capsys):
             jax.tree.map(np.testing.assert_array_equal, fused[layer + stream], leaves)
 
 
+@pytest.mark.slow
 def test_depth_starts_as_the_mean_of_the_colors(nyud, tmp_path):
     """The layer that sees four channels takes the file's kernel, and the mean of its three for depth."""
-    source = {"data.root": str(nyud), "data.cache": str(tmp_path / "cache"), "data.batch_size": 8}
+    source = {"data.root": str(nyud), "data.cache": str(tmp_path / "cache"), **UNSCORED}
     first = small(fcn32s.get_config("nyud-color"), **source)
     training.train(first, tmp_path / "color")
     color = restored(tmp_path / "color")

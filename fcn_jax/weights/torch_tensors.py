@@ -4,7 +4,6 @@ A tensor is read in the order of its values in memory, and the array's axes are 
 kernels whose channels lie last, and transposed matrices, then need no second array.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -106,8 +105,6 @@ class TensorReader:
         if step * offset + extent > tensor.storage.nbytes:
             raise Malformed(f"it needs the bytes up to {step * offset + extent} of {tensor.storage.nbytes}")
         if not wanted:
-            if math.prod(max(size, 1) for size in sizes) >= 1 << 60:
-                raise Malformed(f"no array can have its shape {sizes}")
             return raw_values.empty(self._file, tensor.kind, sizes)
         source = self._find(tensor.storage)
         self._may_skip -= source.cost(extent) - wanted  # never less than nothing: no two values share memory

@@ -5,6 +5,7 @@ loss, the mean of four images' means.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 
@@ -122,23 +123,24 @@ def run(case, net, training, dtype):
     model, params = model.clone(dtype=dtype), jax.tree.map(lambda x: np.asarray(x, dtype), params)
     optimizer = optim.make_optimizer(recipe(meta, training), meta["steps"], params)
     train_step = make_step(model, optimizer, case, training)
+    # Of one image the step itself says its loss; the mean of several images' means it does not.
+    alone = training.normalization == "sum"
+    mean_of_means = jax.jit(functools.partial(mean_loss, model))
     current, found, blobs = state.create(params, optimizer), [], [as_blobs(params)]
     for step in range(meta["steps"]):
         fed = batch(case, step)
         fed["image"] = fed["image"].astype(dtype)
         before = current.params
         current, report = train_step(current, fed)
-        # Of one image the step itself says it; the mean of several images' means it does not.
-        alone = training.normalization == "sum"
-        found.append(float(report["loss_sum"]) if alone else mean_of_means(model, before, fed))
+        found.append(float(report["loss_sum"] if alone else mean_of_means(before, fed["image"], fed["label"])))
         blobs.append(as_blobs(current.params))
     return np.array(found), blobs[0], blobs[1], blobs[-1]
 
 
-def mean_of_means(model, params, fed) -> float:
-    logits = jax.jit(lambda params, image: model.apply({"params": params}, image))(params, fed["image"])
-    sums = [losses.cross_entropy(scores, label) for scores, label in zip(logits, fed["label"], strict=True)]
-    return float(np.mean([float(total) / int(pixels) for total, pixels in sums]))
+def mean_loss(model, params, image, label):
+    """The mean over images of each one's loss per pixel."""
+    sums, pixels = jax.vmap(losses.cross_entropy)(model.apply({"params": params}, image), label)
+    return (sums / pixels.astype(sums.dtype)).mean()
 
 
 def update_error(arrays, initial, final) -> float:
@@ -148,6 +150,7 @@ def update_error(arrays, initial, final) -> float:
     return max(np.max(np.abs(final[name] - initial[name] - update)) for name, update in updates.items()) / largest
 
 
+@pytest.mark.slow
 def test_steps_of_caffes_solver(case, net, training):
     """In float64, as the reference was computed: what remains is the case's storage in float32."""
     meta, arrays = case
@@ -158,6 +161,7 @@ def test_steps_of_caffes_solver(case, net, training):
     assert update_error(arrays, initial, final) < 1e-5
 
 
+@pytest.mark.slow
 def test_steps_in_float32(case, net, training):
     meta, arrays = case
     found, initial, first, final = run(case, net, training, np.float32)
