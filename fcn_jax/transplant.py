@@ -66,8 +66,8 @@ def _check(field: str, workdir: Path, config: experiment.Config, info: Info, sam
     there, here = ({head: each.class_names for head, each in by_head(infos).items()} for infos in (theirs, info))
     compared: list[tuple[str, Any, Any]] = [("classes", there, here)]
     if same_input:
-        specs = [experiment.input_spec(each) for each in (experiment.load(workdir / experiment.CONFIG_FILE), config)]
-        compared.append(("input", *specs))
+        its_input = experiment.input_spec(experiment.load(workdir / experiment.CONFIG_FILE))
+        compared.append(("input", its_input, experiment.input_spec(config)))
     for what, there, here in compared:
         if there != here:
             raise CheckpointError(f"init.{field}={workdir} was trained with other {what}: {there} there, {here} here")

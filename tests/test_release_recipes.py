@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import caffemodel_writer as writer
 import jax
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def sift_flow(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sift")
     rng = np.random.default_rng(0)
     for name in "abc":
-        maps = {"semantic": rng.integers(0, 34, (2, 3)), "geometric": rng.integers(-1, 4, (2, 3))}
-        scenes.write(root, name, **{kind: labels.astype(np.int16) for kind, labels in maps.items()})
+        semantic, geometric = rng.integers(0, 34, (2, 3)), rng.integers(-1, 4, (2, 3))
+        scenes.write(root, name, semantic=semantic.astype(np.uint8), geometric=geometric.astype(np.int16))
     (root / "trainval.txt").write_text("a\nb\n")
     (root / "test.txt").write_text("c\n")
     return root
@@ -131,8 +132,8 @@ def test_depth_starts_as_the_mean_of_the_colors(nyud, tmp_path):
     color = restored(tmp_path / "color")
     blobs = {f"{layer}.0": np.transpose(leaves["kernel"], (3, 2, 0, 1)) for layer, leaves in color.items()}
     blobs |= {f"{layer}.1": np.asarray(leaves["bias"]) for layer, leaves in color.items()}
-    path = tmp_path / "color.npz"
-    np.savez(path, **blobs)
+    path = tmp_path / "color.caffemodel"
+    path.write_bytes(writer.net(blobs))
     recipe = small(fcn32s.get_config("nyud-color-d"), **source, **{"init.weights": str(path)})
     recipe.optim.lr = 0.0
     training.train(recipe, tmp_path / "depth")
