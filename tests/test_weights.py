@@ -401,3 +401,46 @@ def test_the_files_of_the_release_were_published_under_these_names():
     nyud = {f"nyud-fcn32s-{what}" for what in ("color", "hha", "color-d", "color-hha")}
     others = {f"{data}-fcn{net}s" for data in ("siftflow", "pascalcontext") for net in (32, 16, 8)}
     assert voc | nyud | others <= set(weights.RELEASES)
+
+
+def test_the_fcn8s_of_2015(write, fcn8s):
+    """Names with dashes; up-sampling by two is learned, once with a bias, and the last is bilinear."""
+    variables, blobs = fcn8s
+    rng = np.random.default_rng(1)
+    old = {
+        **{"score_fr": "score-fr", "score_pool4": "score-pool4", "score_pool3": "score-pool3"},
+        **{"upscore2": "score2", "upscore_pool4": "score4", "upscore8": "upsample"},
+    }
+    learned = {
+        "upscore2.0": rng.standard_normal((CLASSES, CLASSES, 4, 4), np.float32),
+        "upscore2.1": rng.standard_normal(CLASSES, np.float32),
+        "upscore_pool4.0": rng.standard_normal((CLASSES, CLASSES, 4, 4), np.float32),
+    }
+    renamed = {}
+    for name, blob in {**blobs, **learned}.items():
+        layer, _, index = name.rpartition(".")
+        renamed[f"{old.get(layer, layer)}.{index}"] = blob
+    module, found = weights.load_model(write(renamed), "fcn-8s-pascal")
+    assert dict(module.upsampling) == {"upscore2": "dense_biased", "upscore_pool4": "dense", "upscore8": "fixed"}
+    kernels = {
+        "upscore2": {"kernel": learned["upscore2.0"].transpose(2, 3, 0, 1), "bias": learned["upscore2.1"]},
+        "upscore_pool4": {"kernel": learned["upscore_pool4.0"].transpose(2, 3, 0, 1)},
+    }
+    assert_equal(found, {"params": variables["params"] | kernels})
+
+
+def test_the_auxiliary_classifiers_of_googlenet_are_passed_over(write):
+    variables = new_variables("googlenet", num_classes=7)
+    blobs = {}
+    for layer, leaves in variables["params"].items():
+        name = layer.replace("inception_", "inception~").replace("_", "/", 1).replace("inception~", "inception_")
+        blobs[f"{name}.0"] = leaves["kernel"].transpose(3, 2, 0, 1)
+        blobs[f"{name}.1"] = leaves["bias"]
+    assert {"conv1/7x7_s2.0", "inception_3a/3x3_reduce.0", "loss3/classifier.0"} < blobs.keys()
+    auxiliary = {"loss1/fc.0": np.zeros((4, 4), np.float32), "loss2/classifier.1": np.zeros(7, np.float32)}
+    module, found = weights.load_model(write(blobs | auxiliary), "bvlc-googlenet")
+    assert_equal(found, variables)
+    assert module.num_classes == 7
+    weights.load_model(write(blobs), "bvlc-googlenet")
+    with pytest.raises(WeightFileError, match=r"in the file only: loss1/fc\.0"):
+        weights.load_model(write(blobs | auxiliary), "googlenet")
