@@ -104,6 +104,7 @@ def test_warnings_are_found(judged):
         ({"x": [0.0]}, "not an array with a name"),
         ({"x": np.zeros(3, ">f4")}, "array 'x' is of dtype >f4"),
         ({"x": np.array([None])}, "array 'x' is of dtype object"),
+        ({"x": np.array([0, 2], np.uint8).view(bool)}, "array 'x' has bools that are neither"),
         ({"x": np.zeros(outcomes.CAP, np.uint8), "y": np.zeros(1)}, "arrays of 1,048,584 bytes passed the cap"),
     ],
 )
@@ -205,7 +206,7 @@ def test_memory_is_found(judged):
 
 
 def test_findings_are_kept_with_how_to_make_them_again(monkeypatch, tmp_path, capsys):
-    def outcome(path, traced):
+    def outcome(path, traced, cap):
         return outcomes.Outcome(False, "IndexError: x" if path.read_bytes() == wanted else "", 0.25, 1 << 20)
 
     wanted = fuzz_readers.made(7, 13, FILES)
