@@ -21,7 +21,8 @@ SMALLEST = {
 KINDS = ("vgg16_1x1", "caffenet", "googlenet")
 NARROW = {"width": 1 / 32, "fc_width": 8}
 every_net = pytest.mark.parametrize("name", SMALLEST)
-every_kind = pytest.mark.parametrize("name", KINDS)
+# GoogLeNet takes a minute to compile.
+every_kind = pytest.mark.parametrize("name", [*KINDS[:2], pytest.param(KINDS[2], marks=pytest.mark.slow)])
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
@@ -128,7 +129,7 @@ def test_there_is_nothing_to_up_sample():
     assert programs[0] == programs[1]
 
 
-@pytest.mark.parametrize("name", [*KINDS[:2], pytest.param(KINDS[2], marks=pytest.mark.slow)])
+@every_kind
 def test_every_parameter_has_a_gradient(name):
     module = narrow(name, dropout=0.0)
 

@@ -18,7 +18,10 @@ TWO_STREAMS = models.create("fcn32s", 3, streams=("color", "hha"), in_channels=6
 ALEXNET = models.create("fcn_alexnet", 3, width=1 / 24, fc_width=8)
 GOOGLENET = models.create("fcn_googlenet", 3, width=1 / 4)
 FAMILY = {"two heads": TWO_HEADS, "two streams": TWO_STREAMS, "AlexNet": ALEXNET, "GoogLeNet": GOOGLENET}
-every_net = pytest.mark.parametrize("net", FAMILY.values(), ids=FAMILY)
+# GoogLeNet takes a minute to compile.
+every_net = pytest.mark.parametrize(
+    "net", [pytest.param(net, id=name, marks=[pytest.mark.slow] * (net is GOOGLENET)) for name, net in FAMILY.items()]
+)
 
 
 def image(module, height: int, width: int) -> np.ndarray:
@@ -99,9 +102,7 @@ def test_every_size_from_1_to_1200_of_the_full_net_comes_back(name):
         assert jax.eval_shape(module.apply, variables, blob).shape == (1, height, 1201 - height, 21)
 
 
-@pytest.mark.parametrize(
-    "net", [pytest.param(net, id=name, marks=[pytest.mark.slow] * (net is GOOGLENET)) for name, net in FAMILY.items()]
-)
+@every_net
 def test_every_parameter_has_a_gradient(net):
     # Wide enough that no bias of a narrow layer keeps it silent everywhere.
     size = (40, 50)
