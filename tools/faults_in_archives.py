@@ -161,7 +161,7 @@ def _with_argument(random: Random, step: bytes, steps: Sequence[bytes], size: in
         value = integer(random, [size]) * random.choice((1, 1, 1, -1))
         encoded = value.to_bytes(9, "little", signed=True)
         return b"\x8a\x09" + encoded
-    if opcode in b"hqjr":
+    if opcode in b"hqjr" and len(step) > 1:
         return opcode + number(random, [step[1]], len(step) - 1)
     if opcode == b"c":
         return f"c{random.choice(_GLOBALS)}\n".replace(" ", "\n").encode()
