@@ -14,8 +14,9 @@ import pytest
 
 from fcn_jax.errors import WeightFileError
 from fcn_jax.weights import caffemodel
-from tools import fuzz_readers, outcomes
-from tools.good_weight_files import good_files
+from tools import fuzz_readers
+from tools.fuzzing import outcomes
+from tools.fuzzing.good_files import good_files
 
 EACH = 200  # inputs of a format
 FILES = good_files()

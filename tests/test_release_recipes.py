@@ -55,6 +55,7 @@ def sift_flow(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_heads_are_trained_and_scored(sift_flow, tmp_path, capsys):
     changes = {"data.root": str(sift_flow), "data.cache": str(tmp_path / "cache")}
     workdir = tmp_path / "run"

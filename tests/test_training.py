@@ -347,6 +347,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 class TestKilled:
     """`kill -9`, then the same command again: bitwise the same parameters as an uninterrupted run."""
 

@@ -2,9 +2,10 @@
 
     python tools/fuzz_readers.py --inputs 200000 --seed 0 [--start 0] [--format torch] [--keep FOLDER]
 
-Good files (good_weight_files.py) are broken blindly (faults.py) and by what is known of their formats (faults_in_*.py),
-and read as users read them: by `fcn_jax.weights.read`, from a file. Where there is /dev/shm the file is in memory:
-writing one takes 0.04 ms and reading it about 1 ms, so that no shorter way in is needed.
+The package `fuzzing` makes good files (good_files.py) and breaks them, blindly (faults.py) and by what is known of
+their formats (archives.py, headers.py, messages.py). They are read as users read them: by `fcn_jax.weights.read`, from
+a file. Where there is /dev/shm the file is in memory: writing one takes 0.04 ms and reading it about 1 ms, so that no
+shorter way in is needed.
 
 Each input must give arrays within a cap, or a WeightFileError of one line that names the file, within a second. The cap
 is 1 MiB, and for every seventh input 1 byte to 512 KiB. Any other exception or warning is a finding, and so is whatever
@@ -31,12 +32,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fcn_jax import weights
-from tools.faults import LARGEST, Fault, blind
-from tools.faults_in_archives import archive, pickles
-from tools.faults_in_headers import hdf5, npy, safetensors
-from tools.faults_in_messages import message
-from tools.good_weight_files import BESIDE, good_files
-from tools.outcomes import CAP, outcome_of, strict
+from tools.fuzzing.archives import archive, pickles
+from tools.fuzzing.faults import LARGEST, Fault, blind
+from tools.fuzzing.good_files import BESIDE, good_files
+from tools.fuzzing.headers import hdf5, npy, safetensors
+from tools.fuzzing.messages import message
+from tools.fuzzing.outcomes import CAP, outcome_of, strict
 
 FAULTS: dict[str, Fault] = {
     "caffemodel V1": message,

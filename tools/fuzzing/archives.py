@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Sequence
 from random import Random
 
-from tools.faults import TEXTS, Fault, blind, few, integer, number, replaced, shuffle_parts
-from tools.faults_in_headers import npy
-from tools.good_weight_files import Member, packed, unpacked
+from tools.fuzzing.faults import TEXTS, Fault, blind, few, integer, number, replaced, shuffle_parts
+from tools.fuzzing.good_files import Member, packed, unpacked
+from tools.fuzzing.headers import npy
 
 # Signature → places and widths of the numbers behind it.
 _RECORDS = {

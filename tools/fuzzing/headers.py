@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from tools.faults import LARGEST, TEXTS, blind, few, integer, number, replaced, shuffle_parts
+from tools.fuzzing.faults import LARGEST, TEXTS, blind, few, integer, number, replaced, shuffle_parts
 
 _SHAPES = ([], [0], [1], [12], [2, 0, 3], [4, 3], [-1], [1 << 62], [1 << 31, 1 << 31], [0, 1 << 62, 4], [1] * 40)
 _SIZES = {"<f4": 4, ">f8": 8, "<i8": 8, "|b1": 1, "<f2": 2, "<u8": 8, "|i1": 1}

@@ -8,7 +8,7 @@ the lie is added to the length that is written, or is a number of bytes too many
 from collections.abc import Sequence
 from random import Random
 
-from tools.faults import LARGEST, TEXTS, blind, few, integer, shuffle_parts
+from tools.fuzzing.faults import LARGEST, TEXTS, blind, few, integer, shuffle_parts
 
 _MAX_DEPTH = 6
 _DEPTHS = (1, 5, 40, 2000)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 import caffemodel_writer as caffe  # pyright: ignore[reportMissingImports]
 import hdf5_data_writer as data  # pyright: ignore[reportMissingImports]
 import hdf5_writer as hdf5  # pyright: ignore[reportMissingImports]
 import torch_writer as torch  # pyright: ignore[reportMissingImports]
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 BESIDE = GOLDEN / "onnx" / "external.bin"  # the values of external.onnx
 _LARGEST = 16 << 10  # bytes of a golden file that is taken
 _UNREAD = ("script.pth", "unread.pth")
