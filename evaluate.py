@@ -15,6 +15,7 @@ predict.define_flags()
 CONFIG = config_flags.DEFINE_config_file("config", None, "Whose `data` to score on; by default that of the run.")
 SPLIT = flags.DEFINE_string("split", "", "The split to score; data.val_split by default.")
 PREDICTIONS = flags.DEFINE_string("predictions", None, "Score this folder of label PNGs, not a net.")
+CALIBRATION = flags.DEFINE_bool("calibration", False, "Say how far probabilities can be believed, too.")
 OUTPUT = flags.DEFINE_string("output", None, "Where the results go; <workdir>/evaluation by default.")
 SAVE_PREDICTIONS = flags.DEFINE_bool("save_predictions", False, "Write the predictions as palette PNGs too.")
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"predictions in {PREDICTIONS.value} on {config.data.name} {split}", flush=True)
         results = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
     else:
-        predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model)
+        predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model, values.samples)
         known, wanted = (
             {head: info.num_classes for head, info in by_head(owner.info).items()} for owner in (predictor, source)
         )
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str]) -> None:
             )
         print(f"{predictor.origin} on {config.data.name} {split}: {len(source)} images", flush=True)
         folder = evaluation.prediction_folder(output, split) if SAVE_PREDICTIONS.value else None
-        results = evaluation.evaluate_predictor(source, predictor, folder)
+        probabilities = predictor.probabilities if CALIBRATION.value else None
+        results = evaluation.evaluate_predictor(source, predictor, folder, probabilities)
     for head, result in results.items():
         name = evaluation.result_name(split, head)
         print(result.table())

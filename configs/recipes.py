@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from fcn_jax import config as experiment
+from fcn_jax import models
 from fcn_jax.config import set_input
 from fcn_jax.inputs import (
     CONTEXT_INPUT,
@@ -12,6 +14,7 @@ from fcn_jax.inputs import (
     NYUD_COLOR_HHA_INPUT,
     NYUD_COLOR_INPUT,
     NYUD_HHA_INPUT,
+    SEGNET_INPUT,
     SIFTFLOW_INPUT,
     InputSpec,
 )
@@ -29,9 +32,15 @@ def start(model: str, variant: str, variants: Mapping[str, Recipe] | None = None
     return config
 
 
+def set_model(config: experiment.Config, **fields: Any) -> None:
+    """Sets those fields of `model` that the config's net has."""
+    taken = models.arguments(config.model.name)
+    config.model.update({field: value for field, value in fields.items() if field in taken})
+
+
 def shapes(config: experiment.Config) -> None:
     """The embedded data set, drawn as it is read: minutes on two CPU cores, from random parameters."""
-    config.model.update(width=0.25, fc_width=256, dropout=0.0)
+    set_model(config, width=0.25, fc_width=256, dropout=0.0)
     # What He's initialisation expects: inputs of about unit variance.
     config.input.update(order="BGR", mean=FCN_INPUT.mean, scale=(1 / 32, 1 / 32, 1 / 32))
     config.data.batch_size = 4
@@ -43,7 +52,7 @@ def shapes(config: experiment.Config) -> None:
 
 def camvid(config: experiment.Config) -> None:
     """Street scenes, 480×360, from ImageNet's VGG-16 without its classifier: fc6 and fc7 are narrow and start anew."""
-    config.model.fc_width = 512
+    set_model(config, fc_width=512)
     config.init.weights = "weights/VGG_ILSVRC_16_conv_layers.caffemodel"
     config.init.skip = ("fc*", "score_*")
     config.data.update(name="camvid", root="data/camvid", batch_size=2)
@@ -108,12 +117,23 @@ def pascal_context(config: experiment.Config) -> None:
 
 def folder(config: experiment.Config) -> None:
     """One's own images, masks and class names under `data.root`; nothing but the paths needs to be given."""
-    config.model.fc_width = 512
+    set_model(config, fc_width=512)
     config.data.update(name="folder", root="data/folder", batch_size=4)
     config.data.augment.update(flip=True, scale=(0.75, 1.5), crop=(256, 256), color=0.1)
     config.optim.update(name="adamw", lr=1e-4, weight_decay=1e-4, clip_norm=1.0, lr_multipliers=())
     config.optim.update(schedule="poly", warmup_steps=100)
     config.train.update(steps=5000, eval_every=500, checkpoint_every=250, log_every=20)
+
+
+def camvid_release(config: experiment.Config) -> None:
+    """SegNet's solver: whole images, 480×360, as bytes; weighted classes, and statistics of the training set."""
+    set_input(config, SEGNET_INPUT)
+    config.init.weights = "weights/VGG_ILSVRC_16_layers.caffemodel"
+    config.init.skip = ("fc*",)
+    config.data.update(name="camvid", root="data/camvid", batch_size=4)
+    config.loss.class_weights = "camvid-released"
+    config.optim.update(lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    config.train.update(steps=40_000, eval_every=1000, checkpoint_every=500, log_every=20, statistics_batches=91)
 
 
 VARIANTS = {
@@ -122,6 +142,13 @@ VARIANTS = {
     "voc2012": voc2012,
     "siftflow": siftflow,
     "pascal-context": pascal_context,
+    "folder": folder,
+}
+# Of the nets whose papers train on CamVid with a solver of their own.
+DECODERS = {
+    "shapes": shapes,
+    "camvid": camvid,
+    "camvid-release": camvid_release,
     "folder": folder,
 }
 NYUD = {

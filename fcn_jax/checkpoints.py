@@ -1,7 +1,7 @@
 """A run's state on disk and back, by Orbax: asynchronous, atomic, the newest two and the best kept.
 
 A save that a killed process left half done is never mistaken for a checkpoint: Orbax writes beside and renames.
-Parameters are an item of their own, so that prediction reads them alone.
+Parameters, and running statistics where a net has them, are items of their own, so that prediction reads them alone.
 """
 
 import logging
@@ -42,7 +42,7 @@ class Checkpoints:
             create=not read_only,
         )
         # Named handlers, because without them metadata can be read only after a save or restore.
-        handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "rest")}
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "batch_stats", "rest")}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
@@ -57,28 +57,40 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
         """Starts to save in the background; the state may be used on, donated too, when this returns."""
-        rest = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(rest))
-        self._manager.save(step, args=items, metrics=None if mean_iou is None else {_METRIC: mean_iou})
+        items = {"params": state.params, "rest": {"step": state.step, "opt_state": state.opt_state}}
+        if state.batch_stats:
+            items["batch_stats"] = state.batch_stats
+        saved = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
+        self._manager.save(step, args=saved, metrics=None if mean_iou is None else {_METRIC: mean_iou})
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of that step, with the shapes, types and placement of `like` (arrays, or their shapes)."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         rest = {"step": target.step, "opt_state": target.opt_state}
-        items = self._restore(step, params=target.params, rest=rest)
-        return TrainState(step=items["rest"]["step"], params=items["params"], opt_state=items["rest"]["opt_state"])
+        items = self._restore(step, target.variables, rest=rest)
+        return TrainState(
+            step=items["rest"]["step"],
+            params=items["params"],
+            batch_stats=items.get("batch_stats", {}),
+            opt_state=items["rest"]["opt_state"],
+        )
 
-    def restore_params(self, which: str, like: Any | None = None) -> tuple[int, Any]:
-        """The step and parameters of a checkpoint: `latest`, `best` (by val mean IU, else the latest) or a step.
+    def restore_variables(self, which: str, like: Any | None = None) -> tuple[int, dict[str, Any]]:
+        """A checkpoint's step and its net's variables: `latest`, `best` (by val mean IU, else the latest) or a step.
 
         With `like` (shapes) they must fit; without it they come as they were saved.
         """
         step = self._step(which)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if like is None:
-            like = self._saved_params(step)
+            like = self._saved_variables(step)
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
-        return step, self._restore(step, params=target)["params"]
+        return step, self._restore(step, target)
+
+    def restore_params(self, which: str, like: Any | None = None) -> tuple[int, Any]:
+        """The step and the parameters alone of a checkpoint; see `restore_variables`."""
+        step, variables = self.restore_variables(which, None if like is None else {"params": like})
+        return step, variables["params"]
 
     def _step(self, which: str) -> int:
         steps = self._manager.all_steps()
@@ -93,9 +105,11 @@ class Checkpoints:
             return int(which)
         raise CheckpointError(f"no checkpoint {which!r} in {self.directory}: there are {sorted(steps)}, best, latest")
 
-    def _restore(self, step: int, **targets) -> Any:
+    def _restore(self, step: int, variables: Any, **targets) -> dict[str, Any]:
         """The items of a checkpoint, by the shapes they must have."""
-        here, there = _shapes(targets["params"]), _shapes(self._saved_params(step))
+        targets |= {name: tree for name, tree in variables.items() if tree}
+        saved = self._saved_variables(step)
+        here, there = (_shapes({name: tree[name] for name in variables if tree.get(name)}) for tree in (targets, saved))
         differences = [
             f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
             for name in sorted(here.keys() | there.keys())
@@ -108,17 +122,19 @@ class Checkpoints:
             )
         items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return {name: restored[name] for name in items}
         except (ValueError, KeyError, OSError) as error:
             raise self._damaged(step, error) from error
 
-    def _saved_params(self, step: int) -> Any:
-        """The saved parameters' shapes and types."""
+    def _saved_variables(self, step: int) -> dict[str, Any]:
+        """The shapes and types of the saved parameters, and of the running statistics if there are any."""
         try:
-            saved = self._manager.item_metadata(step)["params"]
+            items = self._manager.item_metadata(step)
+            saved = {name: items[name] for name in ("params", "batch_stats") if items.get(name)}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise self._damaged(step, error) from error
-        if not saved:
+        if "params" not in saved:
             raise self._damaged(step, "its parameters are missing")
         return saved
 
@@ -131,5 +147,9 @@ class Checkpoints:
         )
 
 
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    return dict(zip(parameter_names(params), (tuple(x.shape) for x in jax.tree.leaves(params)), strict=True))
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(x.shape)
+        for tree in variables.values()
+        for name, x in zip(parameter_names(tree), jax.tree.leaves(tree), strict=True)
+    }

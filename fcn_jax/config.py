@@ -1,6 +1,7 @@
 """What an experiment is: every field with its default, checked, and kept beside the run as JSON."""
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from fcn_jax import fields, models, optim, parallel, steps
-from fcn_jax.data import DATASETS, transforms
+from fcn_jax import fields, losses, models, optim, parallel, steps
+from fcn_jax.data import DATASETS, balance, transforms
 from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
 from fcn_jax.inputs import FCN_INPUT, InputSpec
 from fcn_jax.labels import DatasetInfo, Info, by_head, only_head
@@ -26,7 +28,8 @@ PRECISIONS = ("default", "high", "highest")
 # What may differ between a run and its resumption: how long, when, and where things lie. Threads change no result.
 FREE_ON_RESUME = (
     *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"),
-    *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "data.pascal_context.labels_root"),
+    *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "data.voc.boxes_root"),
+    "data.pascal_context.labels_root",
     *("init.workdir", "init.weights", "init.stream_workdirs"),
     *(f"data.folder.{path}" for path in ("images", "masks", "classes", "colors", "train_list", "val_list")),
 )
@@ -44,12 +47,13 @@ def default() -> Config:
 
     config.model = ConfigDict()
     config.model.name = "fcn8s"
-    config.model.trunk = ""  # an FCN's other than its own: vgg11 … vgg19
+    config.model.trunk = ""  # other than the net's own, of FCN and SegNet: vgg11 … vgg19
     config.model.streams = ()  # late fusion: a net for each even share of the input's channels, named by its stream
     config.model.padding = "same"  # or "caffe": 100 pixels around the image, as released
     config.model.width = 1.0  # multiplies all channel counts
-    config.model.fc_width = 0  # channels of fc6 and fc7; 0 means 4096 times width
-    config.model.dropout = 0.5
+    config.model.fc_width = 0  # channels of fc6 and fc7; 0 means the published ones times width
+    config.model.dropout = -1.0  # the share that is dropped; below 0: as published
+    config.model.momentum = 0.9  # what batch norm's running statistics keep at each step
     config.model.upsampling = "fixed"  # or a parameter that starts bilinear: "grouped", "dense"
     config.model.dtype = "float32"  # of the computation; parameters, scores and loss stay float32
     config.model.precision = "default"  # of convolutions on accelerators
@@ -89,13 +93,21 @@ def default() -> Config:
         val_fraction=0.1,
         split_seed=0,
     )
-    config.data.voc = ConfigDict({"sbd_root": ""})
+    config.data.voc = ConfigDict({"sbd_root": "", "crops": "", "boxes_root": ""})  # crops: "objects", "windows"
     config.data.nyud = ConfigDict({"modality": "color"})  # or "hha", "color-d", "color-hha"
     config.data.pascal_context = ConfigDict({"labels_root": ""})
     config.data.augment = ConfigDict()
     config.data.augment.update(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
 
     config.loss = ConfigDict()
+    config.loss.name = "cross_entropy"  # or "focal", "top_k", "dice", "lovasz": see losses.LOSSES
+    config.loss.gamma = 2.0  # of focal
+    config.loss.fraction = 0.25  # of an image's pixels that top_k keeps
+    config.loss.class_weights = ""  # of cross_entropy: a file of python -m fcn_jax.data stats, or "camvid-released"
+    config.loss.balancing = "median_frequency"  # which of the file's weights: or "enet", "inverse"
+    config.loss.count_weights = False  # divide by the pixels' weights, as PyTorch does, and not by their number
+    config.loss.auxiliary = 0.5  # weight of an auxiliary head
+    config.loss.at_scores = False  # compare the coarse scores, with the labels of the pixels they are centred on
     config.loss.normalization = "valid_mean"  # or "sum", "part_mean": see steps.NORMALIZATIONS
 
     config.optim = ConfigDict()
@@ -121,6 +133,7 @@ def default() -> Config:
     config.train.eval_every = 500
     config.train.checkpoint_every = 500
     config.train.pictures = 8  # strips of input, truth and prediction
+    config.train.statistics_batches = 0  # at the end batch norm's statistics are computed over so many; 0: running ones
 
     config.parallel = ConfigDict({"mode": "pmap"})
     config.deterministic = False  # GPU: operations that give the same bits every time, at some cost
@@ -148,6 +161,8 @@ def validate(config: Config) -> None:
         ("model.precision", config.model.precision, PRECISIONS),
         ("data.name", config.data.name, DATASETS),
         ("init.extra_channels", config.init.extra_channels, ("", "mean")),
+        ("loss.name", config.loss.name, losses.LOSSES),
+        ("loss.balancing", config.loss.balancing, balance.FORMULAS),
         ("loss.normalization", config.loss.normalization, steps.NORMALIZATIONS),
         ("optim.name", config.optim.name, optim.OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, optim.SCHEDULES),
@@ -173,14 +188,22 @@ def validate(config: Config) -> None:
         ("optim.gamma", config.optim.gamma, 0),
         ("optim.power", config.optim.power, 0),
         ("init.fc_scale", config.init.fc_scale, 0),
+        ("loss.gamma", config.loss.gamma, 0),
+        ("loss.auxiliary", config.loss.auxiliary, 0),
+        ("train.statistics_batches", config.train.statistics_batches, 0),
         ("seed", config.seed, 0),
     ):
         if value < lowest:
             raise ConfigError(f"{field}={value} must be at least {lowest}")
     if not config.model.width > 0:
         raise ConfigError(f"model.width={config.model.width} must be above 0")
+    if not 0 < config.loss.fraction <= 1:
+        raise ConfigError(f"loss.fraction={config.loss.fraction} must be above 0 and at most 1")
+    if config.loss.class_weights and config.loss.name != "cross_entropy":
+        raise ConfigError(f"loss.class_weights weigh loss.name='cross_entropy', and it is {config.loss.name!r}")
     for field, value in (
-        ("model.dropout", config.model.dropout),
+        ("model.dropout", max(config.model.dropout, 0)),
+        ("model.momentum", config.model.momentum),
         ("optim.momentum", config.optim.momentum),
         ("optim.beta2", config.optim.beta2),
     ):
@@ -229,22 +252,49 @@ def input_spec(config: Config) -> InputSpec:
 
 
 def make_model(config: Config, num_classes: int | Mapping[str, int]) -> nn.Module:
-    """The experiment's net, for a data set of that many classes (by head, if it has several)."""
+    """The experiment's net, for a data set of that many classes (by head, if it has several).
+
+    Raises ConfigError for a field that is set and that the net does not have.
+    """
     net = config.model
-    chosen = {"trunk": net.trunk, "streams": tuple(net.streams)}
+    taken = models.arguments(net.name)
+    chosen = {
+        field: value
+        for field, value in net.to_dict().items()
+        if field not in ("name", "dtype", "precision") and value != default().model[field]
+    }
+    for field in chosen:
+        if field not in taken:
+            raise ConfigError(f"model.{field}={chosen[field]!r}: {net.name} has no {field}")
+    if net.dropout < 0:
+        chosen.pop("dropout", None)
     return models.create(
         net.name,
         num_classes,
-        **{field: value for field, value in chosen.items() if value},
+        **{field: tuple(value) if isinstance(value, list) else value for field, value in chosen.items()},
         in_channels=len(input_spec(config).order),
-        padding=net.padding,
-        width=net.width,
-        fc_width=net.fc_width or None,
-        dropout=net.dropout,
-        upsampling=net.upsampling,
         dtype=jnp.dtype(net.dtype),
         precision=None if net.precision == "default" else net.precision,
     )
+
+
+def class_weights(config: Config, info: Info) -> np.ndarray | None:
+    """The weight of each class in the loss, f32 `[c]`, or None. Raises ConfigError for weights of other classes."""
+    source = config.loss.class_weights
+    if not source:
+        return None
+    if not isinstance(info, DatasetInfo):
+        raise ConfigError("loss.class_weights are of one head, and the data has several")
+    if source == "camvid-released":
+        # Imported on use: the module brings TFDS along.
+        weights = importlib.import_module("fcn_jax.data.camvid").RELEASED_WEIGHTS
+    else:
+        weights = balance.read_weights(Path(source).expanduser(), config.loss.balancing)
+    if set(weights) != set(info.class_names):
+        raise ConfigError(
+            f"loss.class_weights={source!r} are of {', '.join(weights)}; the classes are {', '.join(info.class_names)}"
+        )
+    return np.array([weights[name] for name in info.class_names], np.float32)
 
 
 def to_json(config: Config) -> str:

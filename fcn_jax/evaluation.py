@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fcn_jax import metrics, parallel, report, visualize
+from fcn_jax import metrics, parallel, report, uncertainty, visualize
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
@@ -31,6 +31,7 @@ class Evaluation:
     matrix: np.ndarray
     images: int = 0
     labelled_pixels: int = 0
+    reliability: np.ndarray | None = None  # see `uncertainty.reliability`, where probabilities were looked at
 
     @property
     def scores(self) -> metrics.Scores:
@@ -58,7 +59,10 @@ class Evaluation:
 
     def table(self) -> str:
         """The classes' scores, the four scores and what was counted, as text."""
-        return f"{report.score_table(self.scores, self.info.class_names)}\n{self.counted_line()}"
+        text = f"{report.score_table(self.scores, self.info.class_names)}\n{self.counted_line()}"
+        if self.reliability is None:
+            return text
+        return f"{text}\nexpected calibration error {uncertainty.calibration_error(self.reliability):.4f}"
 
     def write(self, folder: Path, name: str) -> None:
         """Writes `<name>.json` and the table `<name>.txt`; see `check_outputs`."""
@@ -70,6 +74,9 @@ class Evaluation:
             **{key: report.json_number(value) for key, value in entries.items()},
             "confusion": self.matrix.tolist(),
         }
+        if self.reliability is not None:
+            result["calibration_error"] = uncertainty.calibration_error(self.reliability)
+            result["reliability"] = self.reliability.tolist()
         (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         (folder / f"{name}.txt").write_text(self.table() + "\n")
 
@@ -120,9 +127,25 @@ def probabilities(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
     return jax.jit(softmax)
 
 
+def sampled_probabilities(model: nn.Module, samples: int) -> Callable[[Any, jax.Array], Any]:
+    """Gives the jitted `sample(variables, image f32 [b h w c]) -> f32 [samples b h w classes]` of a net with dropout.
+
+    Each sample drops other features; all are run side by side, and are the same at each call.
+    """
+    apply: Any = model.apply
+
+    def sample(variables: Any, image: jax.Array) -> Any:
+        def one(key: jax.Array) -> jax.Array:
+            return nn.softmax(apply(variables, image, stochastic=True, rngs={"dropout": key}))
+
+        return jax.vmap(one)(jax.random.split(jax.random.key(0), samples))
+
+    return jax.jit(sample)
+
+
 def evaluate_net(
     eval_step: Callable,
-    params: Any,
+    variables: Any,
     source: Any,
     spec: InputSpec,
     mesh: Mesh,
@@ -136,7 +159,7 @@ def evaluate_net(
     batch_size = -(-batch_size // mesh.size) * mesh.size
     for batch in loader.eval_batches(source, spec, batch_size=batch_size, threads=threads):
         placed = parallel.put_batch({name: batch[name] for name in ("image", "label")}, mesh, mode)
-        matrices = by_head(eval_step(params, placed))
+        matrices = by_head(eval_step(variables, placed))
         for head, label in by_head(batch["label"]).items():
             results[head].images += len(batch["ids"])
             results[head].labelled_pixels += _labelled(label, results[head].info)
@@ -144,12 +167,29 @@ def evaluate_net(
     return results
 
 
-def evaluate_predictor(source: Any, predict: Callable[[np.ndarray], Any], folder: Path | None) -> dict[str, Evaluation]:
-    """Scores `predict(image [h w c]) -> label u8 [h w]`, and saves palette PNGs in `folder` if there is one."""
+def evaluate_predictor(
+    source: Any,
+    predict: Callable[[np.ndarray], Any],
+    folder: Path | None,
+    probabilities: Callable[[np.ndarray], Any] | None = None,
+) -> dict[str, Evaluation]:
+    """Scores `predict(image [h w c]) -> label u8 [h w]`, and saves palette PNGs in `folder` if there is one.
+
+    With `probabilities(image) -> f32 [h w classes]` these are asked instead, and their calibration is looked at.
+    """
     results = _nothing_yet(source)
     for example in (source[index] for index in range(len(source))):
         labels = by_head(example["label"])
-        for head, prediction in by_head(predict(example["image"])).items():
+        if probabilities is None:
+            predictions = by_head(predict(example["image"]))
+        else:
+            shares = by_head(probabilities(example["image"]))
+            predictions = {head: each.argmax(axis=-1).astype(np.uint8) for head, each in shares.items()}
+            for head, each in shares.items():
+                table = uncertainty.reliability(each, labels[head])
+                before = results[head].reliability
+                results[head].reliability = table if before is None else before + table
+        for head, prediction in predictions.items():
             if folder is not None:
                 path = _prediction_file(folder, head, example["id"])
                 visualize.write_palette_png(path, prediction, results[head].info.palette)

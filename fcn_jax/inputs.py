@@ -77,3 +77,7 @@ NYUD_COLOR_DEPTH_INPUT = InputSpec("BGRD", (*_NYUD_COLOR, _NYUD_DEPTH))
 NYUD_COLOR_HHA_INPUT = InputSpec("BGRHHA", (*_NYUD_COLOR, *_NYUD_HHA))
 SIFTFLOW_INPUT = InputSpec(mean=(114.578, 115.294, 108.353))
 CONTEXT_INPUT = InputSpec(mean=(104.007, 116.669, 122.679))
+# Nothing subtracted: SegNet's nets see bytes.
+SEGNET_INPUT = InputSpec(mean=(0.0, 0.0, 0.0))
+# Of DeepLab's release, and of DeconvNet's training.
+DEEPLAB_INPUT = InputSpec(mean=(104.008, 116.669, 122.675))

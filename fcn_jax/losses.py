@@ -1,4 +1,12 @@
-"""Losses: logits and labels to `(sum, count)`, so that batches, devices and hosts add up before anything is divided."""
+"""Losses: logits and labels to `(sum, count)`, so that batches, devices and hosts add up before anything is divided.
+
+A pixel labelled 255, or with any value that is no class, adds nothing to value, gradient or count. The count depends on
+the labels alone. Losses of pixels count pixels; Dice and Lovász, which are of whole images, count images.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,30 +14,137 @@ import numpy as np
 
 from fcn_jax.labels import is_class
 
+Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
 # Caffe clamps a pixel's probability at the smallest normal float: the value of the loss, not its gradient.
 MAX_PIXEL_LOSS = float(-np.log(np.finfo(np.float32).tiny))
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None, count_weights: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax cross-entropy of `logits [… c]` and integer `labels […]`, summed, and the number of pixels that count.
 
-    A pixel labelled 255, or with any value that is no class, adds nothing to value, gradient or count. With
-    `class_weights [c]` each pixel's term is weighted by its label's weight; the count stays the number of pixels, as
-    in caffe-segnet. Computed in float32 at least. The value of a pixel is clamped at 87.3 as in Caffe; the gradient
-    is not. Source: Caffe's softmax_loss_layer.cpp.
+    With `class_weights [c]` each pixel's term is weighted by its label's weight. The count stays the number of pixels,
+    as in caffe-segnet; with `count_weights` it is the sum of their weights, as in PyTorch. Computed in float32 at
+    least. The value of a pixel is clamped at 87.3 as in Caffe; the gradient is not. Source: Caffe's
+    softmax_loss_layer.cpp.
     """
-    num_classes = logits.shape[-1]
-    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
-    valid = is_class(labels, num_classes)
-    # A comparison in place of a gather: its gradient is no scatter, and −1 or 255 select nothing.
-    is_label = jax.nn.one_hot(labels.astype(jnp.int32), num_classes, dtype=bool)
-    log_probability = jnp.sum(jnp.where(is_label, jax.nn.log_softmax(logits), 0), axis=-1)
+    log_probability, valid = _of_label(logits, labels)
     terms = -log_probability
     # In this order the clamped value is exact: the bracket is 0 but for its gradient.
     terms = jax.lax.stop_gradient(jnp.minimum(terms, MAX_PIXEL_LOSS)) + (terms - jax.lax.stop_gradient(terms))
+    count = jnp.sum(valid, dtype=jnp.int32)
     if class_weights is not None:
-        weights = class_weights.astype(terms.dtype)
-        terms = terms * jnp.matmul(is_label.astype(terms.dtype), weights, precision=jax.lax.Precision.HIGHEST)
+        weights = _weights_of(labels, class_weights.astype(terms.dtype))
+        terms = terms * weights
+        count = jnp.sum(jnp.where(valid, weights, 0)) if count_weights else count
+    return jnp.sum(jnp.where(valid, terms, 0)), count
+
+
+def focal(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in which a pixel of probability p counts `(1 − p)^gamma`: those that are right already fade.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
+    """
+    log_probability, valid = _of_label(logits, labels)
+    # Away from p = 1, where a power below one has an infinite slope; the term is 0 there all the same.
+    missing = jnp.maximum(-jnp.expm1(log_probability), np.finfo(np.float32).tiny)
+    terms = -(missing**gamma) * log_probability
     return jnp.sum(jnp.where(valid, terms, 0)), jnp.sum(valid, dtype=jnp.int32)
+
+
+def top_k(logits: jax.Array, labels: jax.Array, fraction: float = 0.25) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of the hardest pixels: the `fraction` of an image's valid ones with the largest loss, rounded up.
+
+    Logits `[b h w c]`, labels `[b h w]`. Source: Wu, Shen and van den Hengel, "Bridging Category-level and
+    Instance-level Semantic Image Segmentation", 2016, section 4 (online bootstrapping).
+    """
+    log_probability, valid = _of_label(logits, labels)
+    losses = jnp.where(valid, -log_probability, -1).reshape(labels.shape[0], -1)
+    kept = jnp.ceil(fraction * jnp.sum(valid, axis=(1, 2))).astype(jnp.int32)
+    hardest_first = -jnp.sort(-losses, axis=-1)
+    rank = np.arange(losses.shape[-1], dtype=np.int32)
+    return jnp.sum(jnp.where(rank[None] < kept[:, None], hardest_first, 0)), jnp.sum(kept)
+
+
+def dice(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One minus the mean over an image's classes of `2 Σpg / (Σp² + Σg²)`, and the images with a valid pixel.
+
+    Logits `[b h w c]`, labels `[b h w]`. Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, section 3.
+    """
+    probability, truth, valid = _of_all(logits, labels)
+    probability = jnp.where(valid[..., None], probability, 0)
+    shared = jnp.sum(probability * truth, axis=(1, 2))
+    sizes = jnp.sum(probability**2, axis=(1, 2)) + jnp.sum(truth, axis=(1, 2))
+    present = jnp.any(truth > 0, axis=(1, 2))
+    return _over_images(1 - 2 * shared / jnp.where(present, sizes, 1), present)
+
+
+def lovasz(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The Lovász extension of the Jaccard loss, its mean over an image's classes, and the images with a valid pixel.
+
+    Logits `[b h w c]`, labels `[b h w]`. Source: Berman, Rannen Triki and Blaschko, "The Lovász-Softmax loss", CVPR
+    2018, algorithm 1 with the classes present.
+    """
+    probability, truth, valid = _of_all(logits, labels)
+    batch, classes = labels.shape[0], logits.shape[-1]
+    # Pixels that do not count have no error and no truth, so that they change no step of the sums below.
+    errors = jnp.where(valid[..., None], jnp.abs(truth - probability), 0).reshape(batch, -1, classes)
+    truth = truth.reshape(batch, -1, classes)
+    negated, sorted_truth = jax.lax.sort((-errors, truth), dimension=1, num_keys=1)
+    total = jnp.sum(truth, axis=1, keepdims=True)
+    seen = jnp.cumsum(sorted_truth, axis=1)
+    others = jnp.cumsum(1 - sorted_truth, axis=1)
+    jaccard = 1 - (total - seen) / (total + others)
+    steps = jnp.diff(jaccard, axis=1, prepend=jnp.zeros_like(total))
+    return _over_images(jnp.sum(-negated * jax.lax.stop_gradient(steps), axis=1), total[:, 0] > 0)
+
+
+# By the name in a config's `loss.name`.
+LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    "cross_entropy": cross_entropy,
+    "focal": focal,
+    "top_k": top_k,
+    "dice": dice,
+    "lovasz": lovasz,
+}
+
+
+def make_loss(fields: Any, class_weights: np.ndarray | None = None) -> Loss:
+    """The loss of a config's `loss` group, `(logits, labels) -> (sum, count)`."""
+    if fields.name == "cross_entropy" and class_weights is not None:
+        weights = jnp.asarray(class_weights, jnp.float32)
+        return partial(cross_entropy, class_weights=weights, count_weights=fields.count_weights)
+    options = {"focal": {"gamma": fields.gamma}, "top_k": {"fraction": fields.fraction}}.get(fields.name, {})
+    return partial(LOSSES[fields.name], **options)
+
+
+def _of_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The log-probability of each pixel's label (0 where it is none), and whether it is a class."""
+    num_classes = logits.shape[-1]
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
+    # A comparison in place of a gather: its gradient is no scatter, and −1 or 255 select nothing.
+    is_label = jax.nn.one_hot(labels.astype(jnp.int32), num_classes, dtype=bool)
+    log_probability = jnp.sum(jnp.where(is_label, jax.nn.log_softmax(logits), 0), axis=-1)
+    return log_probability, is_class(labels, num_classes)
+
+
+def _of_all(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Each pixel's probabilities, its truth as ones and zeros, and whether it is a class."""
+    logits = logits.astype(np.promote_types(logits.dtype, np.float32))
+    truth = jax.nn.one_hot(labels.astype(jnp.int32), logits.shape[-1], dtype=logits.dtype)
+    return jax.nn.softmax(logits), truth, is_class(labels, logits.shape[-1])
+
+
+def _over_images(losses: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum over images of the mean over the classes `[b c]` that they show, and how many images show any."""
+    classes = jnp.sum(present, axis=-1)
+    means = jnp.sum(jnp.where(present, losses, 0), axis=-1) / jnp.maximum(classes, 1).astype(losses.dtype)
+    return jnp.sum(means), jnp.sum(classes > 0, dtype=jnp.int32)
+
+
+def _weights_of(labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """The weight of each pixel's label, 0 where that is none. A product in place of a gather."""
+    is_label = jax.nn.one_hot(labels.astype(jnp.int32), class_weights.shape[0], dtype=class_weights.dtype)
+    return jnp.matmul(is_label, class_weights, precision=jax.lax.Precision.HIGHEST)

@@ -8,7 +8,7 @@ import glob
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from fcn_jax import visualize
 from fcn_jax.data import images
 from fcn_jax.errors import DataError
-from fcn_jax.labels import Info, by_head, only_head
+from fcn_jax.labels import DatasetInfo, Info, by_head, only_head
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
@@ -44,13 +44,13 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 
 def write_labels(
-    predict: Callable[[np.ndarray], Any],
+    predict: Callable[[np.ndarray, Path], Any],
     info: Info,
     paths: Sequence[Path],
     output: Path,
     overwrite: bool = False,
 ) -> int:
-    """Labels the images into `output`; gives how many could not be read, each named on the error stream.
+    """Labels images by `predict(image, its path)`; gives how many could not be read, each named on the error stream.
 
     Each image gives `<stem>.png`, an indexed PNG, and `<stem>_overlay.png`; with several heads `<stem>_<head>.png` and
     so on. Raises DataError before anything is written where a file is in the way.
@@ -75,7 +75,7 @@ def write_labels(
         if image is None:
             failures += 1
             continue
-        for head, label in by_head(predict(image)).items():
+        for head, label in by_head(predict(image, path)).items():
             label_path, overlay_path = targets[path][head]
             names, palette = infos[head].class_names, infos[head].palette
             visualize.write_palette_png(label_path, label, palette)
@@ -113,6 +113,41 @@ def write_heatmaps(
             f"column {column})",
             flush=True,
         )
+    return failures
+
+
+def write_uncertainty(
+    measure: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    info: DatasetInfo,
+    paths: Sequence[Path],
+    output: Path,
+    overwrite: bool = False,
+) -> int:
+    """Labels, entropy and mutual information of each image: `<stem>.png`, `<stem>_entropy.png` and so on.
+
+    `measure(image)` gives them by name, the latter two f32 `[h w]` of 0 to 1; each picture's heat ends at its largest
+    value, which is said. Gives how many images could not be read. Raises DataError before anything is written where a
+    file is in the way.
+    """
+    kinds = ("entropy", "mutual_information")
+    targets = {
+        path: [output / f"{path.stem}{end}.png" for end in ("", *(f"_{kind}" for kind in kinds))] for path in paths
+    }
+    refuse_clashes([target for each in targets.values() for target in each], paths, overwrite)
+    failures = 0
+    for number, path, image in read_each(paths):
+        if image is None:
+            failures += 1
+            continue
+        measured = measure(image)
+        label_path, *heat_paths = targets[path]
+        visualize.write_palette_png(label_path, measured["label"], info.palette)
+        said = []
+        for kind, target in zip(kinds, heat_paths, strict=True):
+            heat = measured[kind]
+            visualize.write_png(target, visualize.heatmap(image, heat / max(float(heat.max()), 1e-6)))
+            said.append(f"{kind.replace('_', ' ')} {heat.mean():.3f}, at most {heat.max():.3f}")
+        print(f"{number}/{len(paths)} {path} → {label_path} ({'; '.join(said)})", flush=True)
     return failures
 
 

@@ -4,6 +4,9 @@ Each image gives `<stem>.png`, an indexed PNG whose values are the labels, and `
 `classes.json` say which colour is which class. Every image is run at its own size; a new size is compiled once.
 
     --heatmap CLASS    paints that class's probability over each image instead, into <stem>_heatmap.png
+    --samples N        of a net with dropout in testing (Bayesian SegNet) takes the mean of N samples, and paints their
+                       uncertainty into <stem>_entropy.png and <stem>_mutual_information.png
+    --boxes FOLDER     scores crops, not whole images: the boxes of <stem>.txt there (DeconvNet; see proposals.py)
 
 A classifier's map is coarse and laid over the picture where its cells look (Long, Shelhamer and Darrell, 2015, figure
 2: the "tabby cat"). Without --heatmap a classifier names the classes that it finds most probable.
@@ -15,12 +18,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fcn_jax import command_line, evaluation, picture_files, state, weights
+from fcn_jax import command_line, evaluation, picture_files, proposals, state, uncertainty, weights
 from fcn_jax import config as experiment
 from fcn_jax.checkpoints import Checkpoints
+from fcn_jax.data.boxes import read_boxes
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from fcn_jax.inputs import InputSpec
 from fcn_jax.labels import Info, by_head, class_counts
@@ -39,19 +44,25 @@ class Predictor:
         input_spec: InputSpec,
         info: Info,
         origin: str,
+        samples: int = 0,
     ):
-        self.info, self.input_spec, self.origin = info, input_spec, origin
+        if samples and not getattr(model, "dropout_after", ()):
+            raise ConfigError(f"{origin} has no dropout in testing: there is nothing to sample")
+        self.info, self.input_spec, self.origin, self.samples = info, input_spec, origin, samples
         # Classifiers have nothing that brings their map to pixels.
         self.is_classifier = not hasattr(model, "upsampling_kernels")
         self._model, self._variables = model, variables
+        self._logits = jax.jit(model.apply)
         self._predict = evaluation.predicted_labels(model)
         self._probabilities = evaluation.probabilities(model)
+        self._sample = evaluation.sampled_probabilities(model, samples) if samples else None
 
     @classmethod
-    def from_workdir(cls, workdir: str | Path, checkpoint: str = "best") -> "Predictor":
+    def from_workdir(cls, workdir: str | Path, checkpoint: str = "best", samples: int = 0) -> "Predictor":
         """The net of a run, rebuilt from its workdir alone.
 
-        `checkpoint` is `best` (by val mean IU, else the latest), `latest` or a step.
+        `checkpoint` is `best` (by val mean IU, else the latest), `latest` or a step. With `samples` the mean of so many
+        Monte Carlo samples is predicted.
 
         Raises CheckpointError where there is no run, or no such checkpoint.
         """
@@ -60,23 +71,47 @@ class Predictor:
         info = experiment.load_classes(workdir / experiment.CLASSES_FILE)
         model = experiment.make_model(config, class_counts(info))
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            step, params = checkpoints.restore_params(checkpoint, state.abstract_params(model))
-        return cls(model, {"params": params}, experiment.input_spec(config), info, f"step {step} of {workdir}")
+            step, variables = checkpoints.restore_variables(checkpoint, state.abstract_variables(model))
+        return cls(model, variables, experiment.input_spec(config), info, f"step {step} of {workdir}", samples)
 
     @classmethod
-    def from_weights(cls, path: str | Path, model: str) -> "Predictor":
+    def from_weights(cls, path: str | Path, model: str, samples: int = 0) -> "Predictor":
         """The net that a weight file holds; `model` is the name of a release, or of a model with ImageNet's classes.
 
         What the net expects to see is told by where the file comes from; see `weights.expected_input`.
         """
         net = weights.load_net(Path(path).expanduser(), model)
         info = weights.classes_of(net.module, model)
-        return cls(net.module, net.variables, net.input_spec, info, f"{model} from {path}")
+        return cls(net.module, net.variables, net.input_spec, info, f"{model} from {path}", samples)
 
     def __call__(self, image: np.ndarray) -> Any:
         """Labels uint8 `[h w]` of an RGB image uint8 `[h w 3]`, any h and w ≥ 1; with several heads a dict of them."""
+        if self._sample is not None:
+            return self.probabilities(image).argmax(axis=-1).astype(np.uint8)
         labels = jax.tree.map(lambda x: np.asarray(x[0]), self._predict(self._variables, self._blob(image)))
         return labels
+
+    def probabilities(self, image: np.ndarray) -> Any:
+        """The probability f32 `[h w c]` of each class at each pixel, the mean of the samples if there are any."""
+        if self._sample is not None:
+            return np.asarray(jnp.mean(self._sample(self._variables, self._blob(image)), axis=0)[0])
+        return jax.tree.map(lambda x: np.asarray(x[0]), self._probabilities(self._variables, self._blob(image)))
+
+    def uncertainty(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels, and the samples' `entropy` and `mutual_information`, each `[h w]`; see `fcn_jax.uncertainty`."""
+        if self._sample is None:
+            raise ConfigError("uncertainty is told by samples: say --samples 8")
+        samples = self._sample(self._variables, self._blob(image))[:, 0]
+        mean = jnp.mean(samples, axis=0)
+        return {
+            "label": np.asarray(jnp.argmax(mean, axis=-1).astype(jnp.uint8)),
+            "entropy": np.asarray(uncertainty.entropy(mean)),
+            "mutual_information": np.asarray(uncertainty.mutual_information(samples)),
+        }
+
+    def scores(self, image: np.ndarray) -> np.ndarray:
+        """The scores f32 `[h w c]` before the softmax, of a net with one head."""
+        return np.asarray(self._logits(self._variables, self._blob(image))[0])
 
     def class_probabilities(self, image: np.ndarray) -> np.ndarray:
         """A classifier's probability of each class, `[c]`: the mean over its map, as VGG's dense evaluation has it."""
@@ -135,7 +170,7 @@ class Predictor:
 
 def predict_files(predictor: Predictor, paths: Sequence[Path], output: Path, overwrite: bool = False) -> int:
     """Labels the images into `output`; see `picture_files.write_labels`."""
-    return picture_files.write_labels(predictor, predictor.info, paths, output, overwrite)
+    return picture_files.write_labels(lambda image, _: predictor(image), predictor.info, paths, output, overwrite)
 
 
 def name_classes(predictor: Predictor, paths: Sequence[Path]) -> int:
@@ -153,17 +188,19 @@ def name_classes(predictor: Predictor, paths: Sequence[Path]) -> int:
     return failures
 
 
-def from_flags(workdir: str | None, checkpoint: str, weight_file: str | None, release: str | None) -> Predictor:
+def from_flags(
+    workdir: str | None, checkpoint: str, weight_file: str | None, release: str | None, samples: int = 0
+) -> Predictor:
     """The predictor that a command's flags name. Raises ConfigError unless they name exactly one."""
     if (workdir is None) == (weight_file is None):
         raise ConfigError("name a run by --workdir, or a released file by --weights FILE --model NAME")
     if workdir is not None:
         if not Path(workdir).expanduser().is_dir():
             raise CheckpointError(f"--workdir {workdir} is no folder")
-        return Predictor.from_workdir(workdir, checkpoint)
+        return Predictor.from_workdir(workdir, checkpoint, samples)
     if release is None:
         raise ConfigError(f"--weights needs --model, one of {', '.join(weights.RELEASES)}")
-    return Predictor.from_weights(weight_file, release)  # pyright: ignore[reportArgumentType]
+    return Predictor.from_weights(weight_file, release, samples)  # pyright: ignore[reportArgumentType]
 
 
 def define_flags() -> None:
@@ -172,6 +209,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "best", "Which checkpoint: best (by val mean IU), latest, or a step.")
     flags.DEFINE_string("weights", None, "A released weight file, instead of a run.")
     flags.DEFINE_string("model", None, "What that file is, for example voc-fcn8s.")
+    flags.DEFINE_integer("samples", 0, "Monte Carlo samples of a net with dropout in testing.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Replace results that are there already.")
 
 
@@ -181,7 +219,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments:
         raise ConfigError("name images, folders or globs: python -m fcn_jax.predict --workdir runs/fcn8s photo.jpg")
     paths = picture_files.find_images(arguments)
-    predictor = from_flags(values.workdir, values.checkpoint, values.weights, values.model)
+    predictor = from_flags(values.workdir, values.checkpoint, values.weights, values.model, values.samples)
     counts = " and ".join(f"{info.num_classes} {head}".strip() for head, info in by_head(predictor.info).items())
     print(f"{predictor.origin}: {counts} classes")
     output = Path(values.output).expanduser()
@@ -189,6 +227,18 @@ def main(arguments: Sequence[str]) -> int:
         head, label, name = predictor.find_class(values.heatmap)
         failures = picture_files.write_heatmaps(
             lambda image: predictor.heatmap(image, label, head), name, paths, output, values.overwrite
+        )
+    elif values.samples:
+        info = by_head(predictor.info)[""]
+        failures = picture_files.write_uncertainty(predictor.uncertainty, info, paths, output, values.overwrite)
+    elif values.boxes is not None:
+        boxes = Path(values.boxes).expanduser()
+        failures = picture_files.write_labels(
+            lambda image, path: proposals.label(predictor, image, read_boxes(boxes / f"{path.stem}.txt")),
+            predictor.info,
+            paths,
+            output,
+            values.overwrite,
         )
     elif predictor.is_classifier:
         failures = name_classes(predictor, paths)
@@ -201,4 +251,5 @@ if __name__ == "__main__":
     define_flags()
     flags.DEFINE_string("output", "predictions", "The folder to write into.")
     flags.DEFINE_string("heatmap", None, "Paint this class's probability: its name, one of its names, or its number.")
+    flags.DEFINE_string("boxes", None, "Score the boxes that <stem>.txt in this folder lists, not whole images.")
     command_line.run(main)

@@ -11,15 +11,21 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """Steps done (int32 scalar), the net's parameters, and the optimizer's buffers."""
+    """Steps done (int32 scalar), the net's parameters, its running statistics (or {}), and the optimizer's buffers."""
 
     step: jax.Array
     params: Any
+    batch_stats: Any
     opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the net's `apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_variables(model: nn.Module, seed: int) -> Any:
-    """A net's parameters, and what else it holds, as drawn from `seed`. They do not depend on the image's size."""
+    """A net's parameters and running statistics, as drawn from `seed`. They do not depend on the image's size."""
     image = jnp.zeros((1, 32, 32, model.in_channels))  # pyright: ignore[reportAttributeAccessIssue]
     return jax.jit(model.init)(jax.random.key(seed), image)
 
@@ -39,6 +45,11 @@ def abstract_params(model: nn.Module) -> Any:
     return abstract_variables(model)["params"]
 
 
-def create(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def create(params: Any, optimizer: optax.GradientTransformation, batch_stats: Any = None) -> TrainState:
     """The state before the first step. Under `jax.eval_shape` this gives its shapes."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats={} if batch_stats is None else batch_stats,
+        opt_state=optimizer.init(params),
+    )

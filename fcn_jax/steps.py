@@ -4,9 +4,11 @@ The same function is pmapped over devices, jitted over a mesh, vmapped over seed
 here. Under pmap `axis_name` names the axis over which sums are completed; everywhere else it is None.
 
 A net with several heads has logits, labels, losses and matrices in a dict by head; its loss is the sum of its heads'.
+An auxiliary head has logits in training and no labels of its own: it learns from the net's, with a weight.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,11 +19,14 @@ import optax
 from jax import lax
 
 from fcn_jax import losses, metrics, optim
-from fcn_jax.labels import by_head, is_class, only_head
+from fcn_jax.labels import IGNORE, by_head, only_head
+from fcn_jax.losses import Loss
+from fcn_jax.ops.grid import sample
 from fcn_jax.state import TrainState
 
-# What the summed loss is divided by. `sum`: images (Caffe's normalize: false). `valid_mean`: the batch's valid pixels.
-# `part_mean`: each part's own valid pixels, then the number of parts (Caffe's normalize: true with iter_size).
+# What the summed loss is divided by. `sum`: images (Caffe's normalize: false). `valid_mean`: what the loss counts in
+# the batch, its valid pixels as a rule. `part_mean`: what it counts in each part, then the number of parts (Caffe's
+# normalize: true with iter_size).
 NORMALIZATIONS = ("sum", "valid_mean", "part_mean")
 Batch = dict[str, Any]
 
@@ -31,6 +36,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     normalization: str,
+    loss: Loss = losses.cross_entropy,
+    auxiliary: float = 0.5,
+    at_scores: bool = False,
     accumulate: int = 1,
     frozen: Iterable[str] = (),
     seed: int | jax.Array = 0,
@@ -38,88 +46,135 @@ def make_train_step(
     """Gives `train_step(state, batch, axis_name=None) -> (state, report)`.
 
     The batch holds `image` f32 `[b h w c]`, `label` `[b h w]` and `index` i32 `[b]`, each example's place in the global
-    batch. What is differentiated is the loss summed over all pixels of all devices, divided as NORMALIZATIONS says.
-    With `accumulate` k the batch is run as k parts after each other, for the same result in less memory.
+    batch. What is differentiated is `loss(logits, labels)` summed over all devices, divided as NORMALIZATIONS says; an
+    auxiliary head's is added, times `auxiliary`. With `at_scores` the coarse scores are scored, against the labels of
+    the pixels that they are centred on, and nothing is up-sampled. With `accumulate` k the batch is run as k parts
+    after each other, for the same result in less memory, but that batch norm sees a part at a time.
 
-    The report holds `loss_sum` and `pixels`, whose quotient is the loss per valid pixel, and `gradient_norms`, one for
-    each parameter. A step that meets a non-finite loss or gradient reports so and leaves parameters and buffers as they
-    were, so that what caused it can be looked at.
+    The report holds `loss_sum` and `pixels` (what the loss counts), whose quotient is the mean loss, and
+    `gradient_norms`, one for each parameter. A step that meets a non-finite loss or gradient reports so and leaves
+    parameters, statistics and buffers as they were, so that what caused it can be looked at.
     """
     frozen = tuple(frozen)
-
-    def loss_of(params, part, divisors, key):
-        if frozen:
-            # Nothing is computed for a gradient that nobody uses.
-            held = optim.frozen_mask(params, frozen)
-            params = jax.tree.map(lambda p, hold: lax.stop_gradient(p) if hold else p, params, held)
-        logits = model.apply(
-            {"params": params}, part["image"], train=True, example_index=part["index"], rngs={"dropout": key}
-        )
-        labels = by_head(part["label"])
-        sums = {head: losses.cross_entropy(scores, labels[head])[0] for head, scores in by_head(logits).items()}
-        return sum(loss / divisors[head].astype(loss.dtype) for head, loss in sums.items()), sums
+    coarse: dict[str, Any] = {"upsample": False} if at_scores else {}
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if at_scores:
+            batch = batch | {"label": _at_scores(model, state.variables, batch)}
+        # Only a net with batch norm has use for the other devices while it runs.
+        net = model.clone(axis_name=axis_name) if state.batch_stats else model
 
         def over_devices(tree):
             return tree if axis_name is None else lax.psum(tree, axis_name)
 
+        def loss_of(params, batch_stats, part, divisors):
+            if frozen:
+                # Nothing is computed for a gradient that nobody uses.
+                held = optim.frozen_mask(params, frozen)
+                params = jax.tree.map(lambda p, hold: lax.stop_gradient(p) if hold else p, params, held)
+            logits, changed = net.apply(
+                {"params": params, "batch_stats": batch_stats},
+                part["image"],
+                train=True,
+                **coarse,
+                example_index=part["index"],
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
+            sums, total = {}, 0
+            for head, scores, weight in _scored(logits, part["label"], auxiliary):
+                value, _ = loss(scores, by_head(part["label"])[head])
+                sums.setdefault(head, value)  # of an auxiliary head nothing is reported
+                total += weight * value / divisors[head].astype(value.dtype)
+            return total, (sums, changed.get("batch_stats", {}))
+
         parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
         images = over_devices(jnp.asarray(batch["image"].shape[0], jnp.int32))
-        pixels = over_devices(_valid_pixels(model, parts["label"]))
-        divisors = {head: _divisors(normalization, images, counts) for head, counts in pixels.items()}
+        counts = over_devices(_counts(model, loss, parts["label"]))
+        divisors = {head: _divisors(normalization, images, each) for head, each in counts.items()}
 
-        def part_sums(part, divisors):
-            (_, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params, part, divisors, key)
-            return sums, gradients
+        def part_sums(batch_stats, part, divisors):
+            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            (_, (sums, batch_stats)), gradients = gradient(state.params, batch_stats, part, divisors)
+            return batch_stats, (sums, gradients)
 
         if accumulate == 1:
-            totals = part_sums(batch, {head: divisor[0] for head, divisor in divisors.items()})
+            first = {head: divisor[0] for head, divisor in divisors.items()}
+            batch_stats, totals = part_sums(state.batch_stats, batch, first)
         else:
             first = jax.tree.map(lambda x: x[0], (parts, divisors))
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_sums, *first))
-            totals, _ = lax.scan(
-                lambda total, part: (jax.tree.map(jnp.add, total, part_sums(*part)), None), zeros, (parts, divisors)
-            )
+            shapes = jax.eval_shape(part_sums, state.batch_stats, *first)[1]
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            def add_part(carry, part):
+                batch_stats, totals = carry
+                batch_stats, more = part_sums(batch_stats, *part)
+                return (batch_stats, jax.tree.map(jnp.add, totals, more)), None
+
+            (batch_stats, totals), _ = lax.scan(add_part, (state.batch_stats, zeros), (parts, divisors))
         sums, gradients = over_devices(totals)
         norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))).astype(jnp.float32) for g in jax.tree.leaves(gradients)])
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
 
         sound = jnp.isfinite(sum(sums.values())) & jnp.all(jnp.isfinite(norms))
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old), (params, opt_state), (state.params, state.opt_state)
+        params, batch_stats, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            (params, batch_stats, opt_state),
+            (state.params, state.batch_stats, state.opt_state),
         )
-        counted = {head: jnp.sum(counts) for head, counts in pixels.items()}
+        counted = {head: jnp.sum(each) for head, each in counts.items()}
         report = {"loss_sum": only_head(sums), "pixels": only_head(counted), "gradient_norms": norms}
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), report
+        return TrainState(state.step + 1, params, batch_stats, opt_state), report
 
     return train_step
 
 
-def _valid_pixels(model: nn.Module, labels: Any) -> dict[str, jax.Array]:
-    """How many pixels count in each part, i32 `[parts]` by head, of labels `[parts b h w]`."""
+def _scored(logits: Any, labels: Any, auxiliary: float) -> Iterable[tuple[str, jax.Array, float]]:
+    """Each head of the labels with its scores and the weight of its loss; the main one comes before auxiliary ones."""
+    if isinstance(labels, Mapping) or not isinstance(logits, Mapping):
+        return [(head, scores, 1.0) for head, scores in by_head(logits).items()]
+    return [("", scores, auxiliary if place else 1.0) for place, scores in enumerate(logits.values())]
+
+
+def _at_scores(model: nn.Module, variables: Any, batch: Batch) -> Any:
+    """The labels of the pixels that the coarse scores are centred on, 255 beyond the image, by head if several."""
+    apply = partial(model.apply, upsample=False)
+    shape = jax.tree.leaves(jax.eval_shape(apply, variables, batch["image"]))[0].shape
+    grid = model.score_grid()  # pyright: ignore[reportAttributeAccessIssue]
+    return jax.tree.map(lambda labels: sample(labels, grid, shape[1:3], IGNORE), batch["label"])
+
+
+def _counts(model: nn.Module, loss: Loss, labels: Any) -> dict[str, jax.Array]:
+    """What the loss counts in each part, `[parts]` by head, of labels `[parts b h w]`."""
     classes = by_head(model.num_classes)  # pyright: ignore[reportAttributeAccessIssue]
-    return {
-        head: jnp.sum(is_class(label, classes[head]), axis=(1, 2, 3), dtype=jnp.int32)
-        for head, label in by_head(labels).items()
-    }
+
+    def count(num_classes: int, labels: jax.Array) -> jax.Array:
+        # It depends on the labels alone, and what the loss computes beside it is dropped by the compiler.
+        return loss(jnp.zeros((*labels.shape, num_classes)), labels)[1]
+
+    return {head: jax.vmap(partial(count, classes[head]))(each) for head, each in by_head(labels).items()}
 
 
-def _divisors(normalization: str, images: jax.Array, pixels: jax.Array) -> jax.Array:
-    """What the loss of each part is divided by, `[parts]`, of the valid pixels in each."""
+def _divisors(normalization: str, images: jax.Array, counts: jax.Array) -> jax.Array:
+    """What the loss of each part is divided by, `[parts]`, of what it counts in each."""
     if normalization == "part_mean":
-        return pixels.size * jnp.maximum(pixels, 1)
-    total = images if normalization == "sum" else jnp.maximum(jnp.sum(pixels), 1)
-    return jnp.broadcast_to(total, pixels.shape)
+        return counts.size * _or_one(counts)
+    total = images if normalization == "sum" else _or_one(jnp.sum(counts))
+    return jnp.broadcast_to(total, counts.shape)
+
+
+def _or_one(counts: jax.Array) -> jax.Array:
+    """Without anything to count the loss is zero, whatever it is divided by."""
+    return jnp.where(counts > 0, counts, jnp.ones_like(counts))
 
 
 def make_eval_step(model: nn.Module) -> Callable[..., Any]:
-    """Gives `eval_step(params, batch, axis_name=None) -> confusion matrix i32 [c c]` of the whole batch."""
+    """Gives `eval_step(variables, batch, axis_name=None) -> confusion matrix i32 [c c]` of the whole batch."""
 
-    def eval_step(params: Any, batch: Batch, axis_name: str | None = None) -> Any:
-        logits = by_head(model.apply({"params": params}, batch["image"], train=False))
+    def eval_step(variables: Any, batch: Batch, axis_name: str | None = None) -> Any:
+        logits = by_head(model.apply(variables, batch["image"], train=False))
         labels = by_head(batch["label"])
         matrices = {
             head: metrics.confusion(labels[head], jnp.argmax(scores, axis=-1), scores.shape[-1])

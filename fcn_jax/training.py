@@ -6,7 +6,9 @@ functions of (seed, step), so that a resumed run computes what an uninterrupted 
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +17,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
 from fcn_jax import config as experiment
-from fcn_jax import data, evaluation, optim, parallel, report, state, steps, transplant, visualize, weights
+from fcn_jax import (
+    data,
+    evaluation,
+    losses,
+    optim,
+    parallel,
+    report,
+    state,
+    statistics,
+    steps,
+    transplant,
+    visualize,
+    weights,
+)
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
 from fcn_jax.errors import CheckpointError
@@ -43,30 +59,33 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     val_source = data.open_split(config.data, config.data.val_split)
     info = train_source.info
     model = experiment.make_model(config, class_counts(info))
-    abstract = state.abstract_params(model)
-    optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract)
+    abstract = state.abstract_variables(model)
+    optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
     schedule = optim.make_schedule(config.optim, config.train.steps)
     spec = experiment.input_spec(config)
 
     with _claimed(workdir, config, info), Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest_step() or 0
-        like = parallel.placed(jax.eval_shape(lambda params: state.create(params, optimizer), abstract), mesh)
+        like = parallel.placed(jax.eval_shape(lambda variables: begin(variables, optimizer), abstract), mesh)
         if start >= config.train.steps:
             print(f"{workdir}: finished at step {start} of {config.train.steps}; nothing to do")
             return checkpoints.restore(start, like)
-        _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract)
+        _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract["params"])
         if start:
             current = checkpoints.restore(start, like)
             print(f"resumed from step {start}")
         else:
-            params = initial_params(config, model, info, blobs)
-            current = parallel.put_state(state.create(params, optimizer), mesh)
+            variables = initial_variables(config, model, info, blobs)
+            current = parallel.put_state(begin(variables, optimizer), mesh)
 
         mode = config.parallel.mode
         train_step = parallel.wrap_step(
             steps.make_train_step(
                 model,
                 optimizer,
+                loss=losses.make_loss(config.loss, experiment.class_weights(config, info)),
+                auxiliary=config.loss.auxiliary,
+                at_scores=config.loss.at_scores,
                 normalization=config.loss.normalization,
                 accumulate=config.optim.accumulate,
                 frozen=config.optim.frozen,
@@ -88,7 +107,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             process_count=jax.process_count(),
         )
         with report.Reporter(workdir, start, active=jax.process_index() == 0) as reporter:
-            progress = Progress(config, reporter, optim.parameter_names(abstract), schedule)
+            progress = Progress(config, reporter, optim.parameter_names(abstract["params"]), schedule)
             last = config.train.steps
             for step in range(start + 1, last + 1):
                 if profile and step == min(start + 3, last):
@@ -106,12 +125,16 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                     profile = False
                     print(f"wrote a trace of steps {min(start + 3, last)} to {step} into {workdir}/plugins/profile")
 
+                if step == last and config.train.statistics_batches and current.batch_stats:
+                    with progress.paused(current):
+                        current = _with_exact_statistics(config, model, current, train_source, spec, mesh)
+
                 mean_iou = None
                 if report.due(step, config.train.eval_every, last):
                     with progress.paused(current):
                         results = evaluation.evaluate_net(
                             eval_step,
-                            current.params,
+                            current.variables,
                             val_source,
                             spec,
                             mesh,
@@ -122,7 +145,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                         mean_iou = progress.write_scores(step, results)
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
-                    _write_pictures(config, workdir, model, current.params, val_source, reporter)
+                    _write_pictures(config, workdir, model, current.variables, val_source, reporter)
                 if mean_iou is not None or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
                         progress.check_parameters(step, current)
@@ -132,14 +155,20 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     return current
 
 
-def initial_params(
+def begin(variables: Any, optimizer: optax.GradientTransformation) -> state.TrainState:
+    """The state before the first step of a net with these variables."""
+    return state.create(variables["params"], optimizer, variables.get("batch_stats"))
+
+
+def initial_variables(
     config: experiment.Config, model: nn.Module, info: Info, blobs: Mapping[str, np.ndarray] | None = None
 ) -> Any:
-    """Parameters before the first step: drawn from the seed, then taken from what `config.init` names.
+    """A net's variables before the first step: drawn from the seed, then taken from what `config.init` names.
 
     `blobs` are those of the file `init.weights`, if it was read already.
     """
-    params = state.init_params(model, config.seed)
+    variables = state.init_variables(model, config.seed)
+    params = variables["params"]
     for layer in params:
         if layer.startswith(("fc6", "fc7")):
             params[layer]["kernel"] = params[layer]["kernel"] * config.init.fc_scale
@@ -150,16 +179,33 @@ def initial_params(
         if init.extra_channels:
             blobs = weights.with_extra_channels(blobs, model)
         variables, transferred = weights.transfer(
-            blobs, {"params": params}, model, tuple(init.skip), str(path), config.model.name
+            blobs, variables, model, tuple(init.skip), str(path), config.model.name
         )
-        params = variables["params"]
         print(transferred)
     elif init.workdir or init.stream_workdirs:
         streams = dict(zip(config.model.streams, init.stream_workdirs, strict=True))
         sources = {"": init.workdir} if init.workdir else streams
-        params, transferred = transplant.from_runs(sources, params, config, info)
+        variables, transferred = transplant.from_runs(sources, variables, config, info)
         print(transferred)
-    return params
+    return variables
+
+
+def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.TrainState:
+    """The state with batch norm's statistics computed over training batches by the final parameters."""
+    batches = loader.train_batches(
+        source,
+        config.data.augment,
+        spec,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        start_step=0,
+        threads=config.data.threads,
+    )
+    count = config.train.statistics_batches
+    images = (batch["image"] for batch in itertools.islice(batches, count))
+    exact = statistics.over_batches(model, current.variables, images)
+    print(f"batch norm's statistics computed over {count} batches")
+    return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh))
 
 
 def _claim(workdir: Path, config: experiment.Config, info: Info) -> None:
@@ -243,11 +289,11 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
     print(f"batches of {config.data.batch_size} images, {per_device} on each device at a time{accumulated}", flush=True)
 
 
-def _write_pictures(config, workdir, model, params, source, reporter) -> None:
+def _write_pictures(config, workdir, model, variables, source, reporter) -> None:
     if not config.train.pictures:
         return
-    params = jax.device_put(params, jax.local_devices()[0])
-    predictor = Predictor(model, {"params": params}, experiment.input_spec(config), source.info, str(workdir))
+    variables = jax.device_put(variables, jax.local_devices()[0])
+    predictor = Predictor(model, variables, experiment.input_spec(config), source.info, str(workdir))
     folder = workdir / "pictures"
     for name, picture in evaluation.pictures(source, predictor, config.train.pictures):
         visualize.write_png(folder / f"{name}.png", picture)

@@ -17,12 +17,13 @@ from fcn_jax.inputs import InputSpec
 from fcn_jax.labels import Info, by_head
 
 
-def from_runs(workdirs: Mapping[str, str], params: Any, config: experiment.Config, info: Info) -> tuple[Any, str]:
-    """Parameters with the layers of other runs, by stream ("" for the only one), and a line that says what was taken.
+def from_runs(workdirs: Mapping[str, str], variables: Any, config: experiment.Config, info: Info) -> tuple[Any, str]:
+    """Variables with the layers of other runs, by stream ("" for the only one), and a line that says what was taken.
 
     Raises CheckpointError where a run is missing, has other classes, another input or layers of another shape.
     """
-    merged, steps = dict(params), []
+    params = variables["params"]
+    merged, steps = {name: dict(tree) for name, tree in variables.items()}, []
     taken: set[str] = set()
     for stream, name in workdirs.items():
         workdir = Path(name).expanduser()
@@ -30,8 +31,8 @@ def from_runs(workdirs: Mapping[str, str], params: Any, config: experiment.Confi
         field = "stream_workdirs" if stream else "workdir"
         _check(field, workdir, config, info, same_input=not stream)
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            step, source = checkpoints.restore_params("best")
-        layers = {layer + stream: leaves for layer, leaves in source.items()}
+            step, source = checkpoints.restore_variables("best")
+        layers = {layer + stream: leaves for layer, leaves in source["params"].items()}
         shared = [layer for layer in layers if layer in params]
         for layer in shared:
             ours, theirs = (jax.tree.map(lambda x: x.shape, tree[layer]) for tree in (params, layers))
@@ -40,7 +41,9 @@ def from_runs(workdirs: Mapping[str, str], params: Any, config: experiment.Confi
         unknown = sorted(layer for layer in layers if layer not in params)
         if not shared or any(not layer.startswith(("upscore", "score")) for layer in unknown):
             raise CheckpointError(f"init.{field}={workdir} has other layers ({', '.join(unknown)}): it is another net")
-        merged |= {layer: layers[layer] for layer in shared}
+        merged["params"] |= {layer: layers[layer] for layer in shared}
+        for layer, statistics in source.get("batch_stats", {}).items():
+            merged["batch_stats"][layer + stream] = statistics
         taken.update(shared)
         steps.append(f"step {step} of {workdir}")
     anew = [layer for layer in params if layer not in taken]

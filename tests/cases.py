@@ -1,4 +1,4 @@
-"""Every net once, narrow: a row here gives a model all the generic tests of test_models.py."""
+"""Every net once, narrow: a row here gives a model all the generic tests, in test_models.py or test_every_net.py."""
 
 import dataclasses
 import functools
@@ -61,9 +61,42 @@ def fill(shapes: Any, dtype: Any = np.float32) -> Any:
     return jax.tree.unflatten(structure, [draw(n, leaf.shape) for n, leaf in zip(names, leaves, strict=True)])
 
 
+# The nets that are no FCN on VGG-16, in the order of models.MODELS: name, what makes it narrow, and an odd image.
+SEGNET = {"width": 1 / 32}
+OTHERS = (
+    Case("fcn_alexnet", {"width": 1 / 16, "fc_width": 8}, (31, 50)),
+    Case("fcn_googlenet", {"width": 1 / 8}, (37, 44)),
+    Case("segnet", SEGNET, (37, 50)),
+    Case("segnet", SEGNET | {"trunk": "vgg11"}, (33, 34)),
+    Case("bayesian_segnet", SEGNET | {"classifier": "camvid"}, (37, 50)),
+    Case("segnet_basic", {"width": 1 / 8}, (19, 34)),
+    Case("bayesian_segnet_basic", {"width": 1 / 8}, (19, 34)),
+    *(
+        Case(f"segnet_basic_{decoder}", {"width": 1 / 8}, (19, 34))
+        for decoder in (
+            *("bilinear", "encoder_addition", "single_channel", "fcn", "fcn_no_addition", "fcn_no_dim_reduction"),
+            "fcn_no_addition_no_dim_reduction",
+        )
+    ),
+    Case("deconvnet", {"width": 1 / 32, "fc_width": 8}, (37, 50)),
+    Case("deeplab_largefov", {"width": 1 / 32, "fc_width": 16}, (37, 50)),
+    Case("deeplab_msc", {"width": 1 / 32, "fc_width": 16}, (37, 50)),
+    Case("fcn_resnet50", {"width": 1 / 16}, (37, 50)),
+    Case("fcn_resnet101", {"width": 1 / 32}, (37, 50)),
+)
+
+
 @functools.cache
 def filled(module: Any) -> dict[str, Any]:
-    return {"params": jax.tree.map(jnp.asarray, fill(state.abstract_params(module)))}
+    """A net's variables, all of them away from where they start, those of batch norm as it might have met them."""
+    shapes = state.abstract_variables(module)
+    variables = {"params": fill(shapes["params"])}
+    if "batch_stats" in shapes:
+        drawn = fill(shapes["batch_stats"])
+        variables["batch_stats"] = {
+            layer: {"mean": leaves["mean"], "var": np.exp(leaves["var"])} for layer, leaves in drawn.items()
+        }
+    return jax.tree.map(jnp.asarray, variables)
 
 
 @functools.cache

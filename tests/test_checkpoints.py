@@ -92,10 +92,10 @@ def test_a_state_may_be_donated_while_it_is_saved(tmp_path):
     change = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
     big = jax.device_put({"x": jnp.arange(2_000_000, dtype=jnp.float32)})
     with Checkpoints(tmp_path) as checkpoints:
-        current = state.TrainState(jnp.zeros((), jnp.int32), big, {"momentum": jnp.ones(1_000_000)})
+        current = state.TrainState(jnp.zeros((), jnp.int32), big, {}, {"momentum": jnp.ones(1_000_000)})
         for step in range(1, 4):
             checkpoints.save(step, current)
-            current = state.TrainState(current.step, change(current.params), change(current.opt_state))
+            current = state.TrainState(current.step, change(current.params), {}, change(current.opt_state))
             if step == 1:
                 overwritten = change(jnp.zeros(2_000_000, jnp.float32))
     del overwritten
@@ -105,7 +105,7 @@ def test_a_state_may_be_donated_while_it_is_saved(tmp_path):
 
     with Checkpoints(tmp_path / "first") as checkpoints:
         first = {"x": jnp.arange(2_000_000, dtype=jnp.float32)}
-        checkpoints.save(1, state.TrainState(jnp.zeros((), jnp.int32), first, {}))
+        checkpoints.save(1, state.TrainState(jnp.zeros((), jnp.int32), first, {}, {}))
         change(first)
     with Checkpoints(tmp_path / "first", read_only=True) as checkpoints:
         _, params = checkpoints.restore_params("latest")

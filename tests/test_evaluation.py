@@ -89,7 +89,7 @@ def test_batches_on_devices_count_what_single_images_do(source, net, one_by_one,
     mesh = parallel.make_mesh(jax.local_devices()[:devices])
     eval_step = parallel.wrap_step(steps.make_eval_step(model), mesh, mode, donate_state=False)
     result = only(evaluation.evaluate_net)(
-        eval_step, parallel.put_state(params, mesh), source, spec, mesh, mode, batch_size=4, threads=2
+        eval_step, parallel.put_state({"params": params}, mesh), source, spec, mesh, mode, batch_size=4, threads=2
     )
     wanted = by_hand(source, one_by_one)
     np.testing.assert_array_equal(result.matrix, wanted)

@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    0: "ops losses metrics labels inputs errors fields",
+    0: "ops losses metrics uncertainty labels inputs errors fields",
     1: "models data",
-    2: "weights config steps state optim parallel checkpoints report visualize command_line",
-    3: "training transplant progress evaluation predict picture_files",
+    2: "weights config steps state statistics optim parallel checkpoints report visualize command_line",
+    3: "training transplant progress evaluation predict proposals picture_files",
     4: "train evaluate configs",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
@@ -38,8 +38,13 @@ def module_name(path: Path, root: Path = ROOT) -> str:
 
 
 def room(module: str) -> str:
-    """`fcn_jax.ops.grid` is of the room `ops`; `configs.fcn8s` of `configs`; the bare package of none ("")."""
+    """`fcn_jax.ops.grid` is of the room `ops`; `configs.fcn8s` of `configs`; the bare package of none ("").
+
+    A room's command, `fcn_jax.data.__main__`, stands where the commands do.
+    """
     parts = module.split(".")
+    if parts[-1] == "__main__":
+        return "evaluate"
     return ".".join(parts[1:2]) if parts[0] == "fcn_jax" else parts[0]
 
 

@@ -52,7 +52,7 @@ def test_outputs_read_back(photos, tmp_path, capsys):
 
 
 def predict_again(paths, output, **arguments):
-    return picture_files.write_labels(brightness, INFO, paths, output, **arguments)
+    return picture_files.write_labels(lambda image, _: brightness(image), INFO, paths, output, **arguments)
 
 
 def test_nothing_is_overwritten_unasked(photos, tmp_path):
@@ -123,7 +123,7 @@ def test_several_heads_give_several_files(photos, tmp_path):
     def both(image):
         return {"sem": brightness(image), "geo": 1 - brightness(image)}
 
-    assert picture_files.write_labels(both, infos, [photos / "photo_2.png"], output) == 0
+    assert picture_files.write_labels(lambda image, _: both(image), infos, [photos / "photo_2.png"], output) == 0
     assert {path.name for path in output.iterdir()} == {
         *("photo_2_sem.png", "photo_2_sem_overlay.png", "photo_2_geo.png", "photo_2_geo_overlay.png"),
         *("legend_sem.png", "legend_geo.png", "classes.json"),

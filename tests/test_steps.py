@@ -171,7 +171,7 @@ def test_the_first_nonfinite_parameter_is_named(params):
 
 
 def test_the_eval_step_counts_every_labelled_pixel(params, batch):
-    matrix = jax.jit(steps.make_eval_step(Toy(dropout=0.9)))(params, batch)
+    matrix = jax.jit(steps.make_eval_step(Toy(dropout=0.9)))({"params": params}, batch)
     predicted = np.argmax(apply(params, batch["image"]), axis=-1)
     wanted = np.zeros((CLASSES, CLASSES), np.int32)
     for truth, guess in zip(batch["label"].ravel(), predicted.ravel(), strict=True):

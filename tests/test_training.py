@@ -222,7 +222,9 @@ class TestStart:
     @staticmethod
     def initial(**changes):
         config = tiny.config(**changes)
-        return training.initial_params(config, experiment.make_model(config, 8), tiny.source(config, "train").info)
+        return training.initial_variables(config, experiment.make_model(config, 8), tiny.source(config, "train").info)[
+            "params"
+        ]
 
     @staticmethod
     def save(workdir, params, **changes):

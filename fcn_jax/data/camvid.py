@@ -43,6 +43,15 @@ INFO = DatasetInfo(
         (0, 128, 192),
     ),
 )
+# The weights in the loss of SegNet's authors (segnet_train.prototxt). They came from other label images than those they
+# published: by median frequency these give SignSymbol 3.5, not 9.6.
+RELEASED_WEIGHTS = dict(
+    zip(
+        INFO.class_names,
+        (0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614),
+        strict=True,
+    )
+)
 SPLITS = ("train", "val", "test")
 _UNLABELLED = 11
 

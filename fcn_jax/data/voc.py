@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fcn_jax.data import images, lists, matlab, prepared
-from fcn_jax.data.pairs import Pair
+from fcn_jax.data import crops, images, lists, matlab, prepared
+from fcn_jax.data.pairs import Group, Pair
 from fcn_jax.errors import ConfigError, DataError
-from fcn_jax.labels import DatasetInfo, voc_palette
+from fcn_jax.labels import IGNORE, DatasetInfo, Info, voc_palette
 
 # fmt: off
 CLASS_NAMES = (
@@ -27,6 +27,7 @@ INFO = DatasetInfo(name="voc2012", class_names=CLASS_NAMES, palette=voc_palette(
 
 VOC_SPLITS = ("train", "val", "trainval")
 SPLITS = (*VOC_SPLITS, "sbd_train", "seg11valid")
+CROPS = ("", "objects", "windows")
 SEG11VALID_IMAGES = 736
 
 
@@ -40,22 +41,65 @@ class Voc2012(prepared.PairBuilder):
         return read_sbd_labels(path) if path.suffix == ".mat" else images.read_mask(path)
 
 
-def open_split(fields: Any, split: str) -> prepared.PreparedSplit:
-    """A split of the VOCdevkit (or one of its years) at `fields.root`, or of SBD at `fields.voc.sbd_root`."""
+class Voc2012Objects(prepared.PairBuilder):
+    """The same with a second map, of the objects: their numbers, counted in each image."""
+
+    classes: Info = {  # noqa: RUF012
+        "class": INFO,
+        "object": DatasetInfo("objects", tuple(f"object {n}" for n in range(IGNORE)), voc_palette(IGNORE)),
+    }
+
+    @classmethod
+    def read_labels(cls, path: Path) -> np.ndarray:
+        if path.suffix != ".mat":
+            return images.read_mask(path)
+        if path.parent.name == "inst":
+            return matlab.read_labels(path, "GTinst", "Segmentation").astype(np.uint8)
+        return read_sbd_labels(path)
+
+
+def open_split(fields: Any, split: str) -> Any:
+    """A split of the VOCdevkit (or one of its years) at `fields.root`, or of SBD at `fields.voc.sbd_root`.
+
+    With `fields.voc.crops` not of whole images, but of crops around single objects, or of windows that are listed in
+    the folder `fields.voc.boxes_root`; see `data.crops`.
+    """
+    if fields.voc.crops not in CROPS:
+        raise ConfigError(f"data.voc.crops={fields.voc.crops!r} is none of {', '.join(filter(None, CROPS))}")
+    found = split_pairs(fields, split)
+    keep = {"cache": fields.cache, "threads": fields.threads}
+    if fields.voc.crops == "objects":
+        groups = [Group(p.id, {"image": p.image}, {"class": p.mask, "object": objects_of(p.mask)}) for p in found]
+        base = prepared.open_prepared(Voc2012Objects, f"{split}-objects", groups, **keep)
+        return crops.Crops(base, INFO, crops.object_windows(base, fields.threads))
+    base = prepared.open_prepared(Voc2012, split, found, **keep)
+    if fields.voc.crops == "windows":
+        if not fields.voc.boxes_root:
+            raise ConfigError("data.voc.boxes_root is empty; give the folder that holds <image>.txt with its boxes")
+        boxes = Path(fields.voc.boxes_root).expanduser()
+        return crops.Crops(base, INFO, crops.listed_windows([pair.id for pair in found], boxes))
+    return base
+
+
+def split_pairs(fields: Any, split: str) -> list[Pair]:
+    """The images and class masks of a split."""
     if split not in SPLITS:
         raise ConfigError(f"voc2012 has no split {split!r}; it has {', '.join(SPLITS)}")
     if split == "sbd_train":
         sbd = find_sbd(fields.voc.sbd_root)
-        found = [Pair(name, sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat") for name in sbd_train(sbd)]
-    elif split == "seg11valid":
+        return [Pair(name, sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat") for name in sbd_train(sbd)]
+    if split == "seg11valid":
         voc = find_year(fields.root, "VOC2011")
         names = seg11valid(voc_list(voc, "val"), sbd_train(find_sbd(fields.voc.sbd_root)))
         lists.say_if_others("seg11valid", len(names), SEG11VALID_IMAGES)
-        found = voc_pairs(voc, names)
-    else:
-        voc = find_year(fields.root, "VOC2012")
-        found = voc_pairs(voc, voc_list(voc, split))
-    return prepared.open_prepared(Voc2012, split, found, cache=fields.cache, threads=fields.threads)
+        return voc_pairs(voc, names)
+    voc = find_year(fields.root, "VOC2012")
+    return voc_pairs(voc, voc_list(voc, split))
+
+
+def objects_of(mask: Path) -> Path:
+    """The map of objects beside a map of classes: VOC's SegmentationObject, SBD's inst."""
+    return mask.parent.parent / {"SegmentationClass": "SegmentationObject", "cls": "inst"}[mask.parent.name] / mask.name
 
 
 def find_year(root: str, year: str, lists_of: str = "Segmentation") -> Path:

@@ -141,9 +141,19 @@ class FCN(nn.Module):
         """The grid of every blob, by name: its stride, place and receptive field (404 pixels for fc6)."""
         return trunks.grids(self, lambda net, image: net.blobs(image, False, True, None)[0])
 
+    def score_grid(self) -> Grid:
+        """Where the scores of `upsample=False` lie."""
+        grids = self.grids()
+        names = [name for name in grids if name.startswith(("score_fr", "score_fused", "fuse_pool"))]
+        return min((grids[name] for name in names), key=lambda grid: grid.step)
+
     def first_layers(self) -> tuple[str, ...]:
         """The layers that see the image: one a stream."""
         return tuple(TRUNKS[self.trunk].layers[0] + stream for stream in self.streams)
+
+    def layer_names(self) -> tuple[str, ...]:
+        """The layers below the scores, in order, those of one stream after those of another."""
+        return tuple(layer + stream for stream in self.streams for layer in trunks.inner_layers(self.trunk))
 
     def class_layers(self) -> dict[str, tuple[str, ...]]:
         """By head ("" for the only one): the layers that have an output for each class."""
@@ -168,8 +178,7 @@ class FCN(nn.Module):
         return {"": self.num_classes}
 
     def _check(self, image: jax.Array) -> None:
-        inner = trunks.inner_layers(self.trunk) if self.trunk in TRUNKS else ()
-        trunks.check(self, image, tuple(layer + stream for stream in self.streams for layer in inner))
+        trunks.check(self, image, self.layer_names() if self.trunk in TRUNKS else ())
         for field, value, choices in (("padding", self.padding, PADDINGS), ("stride", self.stride, UPSAMPLING)):
             if value not in choices:
                 raise ValueError(f"{field}={value!r} is none of {', '.join(map(str, choices))}")

@@ -9,6 +9,7 @@ image's size; in training an auxiliary head on the stage before.
 Source: torchvision/models/segmentation/fcn.py; weights `fcn_resnet50_coco`, `fcn_resnet101_coco`.
 """
 
+from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
@@ -17,18 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.models import resnet
-from fcn_jax.models.layers import Conv, Dropout
+from fcn_jax.models.layers import BatchNorm, Conv, Dropout
 from fcn_jax.ops import bilinear
+from fcn_jax.ops.grid import Grid
 
 BACKBONE = "backbone."
+STRIDE = 8
 SCORES, AUXILIARY = "classifier.", "aux_classifier."
 
 
 class FCNResNet(nn.Module):
     """Scores every pixel of the input blob `[b h w channels]`, any h and w ≥ 1, with `num_classes` logits.
 
-    `width` multiplies all channel counts. Variables are parameters and `batch_stats`. Compute runs in `dtype`;
-    parameters, statistics, interpolation and logits in float32 or better.
+    `width` multiplies all channel counts. Variables are parameters and `batch_stats`, which keep `momentum` of their
+    past (torch's momentum of 0.1 is the share of what is new); over the devices of `axis_name` statistics are of all.
+    Compute runs in `dtype`; parameters, statistics, interpolation and logits in float32 or better.
     """
 
     num_classes: int
@@ -36,6 +40,8 @@ class FCNResNet(nn.Module):
     auxiliary: bool = True
     width: float = 1.0
     dropout: float = 0.1
+    momentum: float = 0.9
+    axis_name: str | None = None
     in_channels: int = 3
     dtype: Any = jnp.float32
     precision: jax.lax.PrecisionLike = None
@@ -60,14 +66,12 @@ class FCNResNet(nn.Module):
 
         def conv_norm(x, conv, norm, features, kernel_size, stride=1, dilation=1):
             x = self._conv(conv, features, kernel_size, stride, dilation, use_bias=False)(x)
-            # torch's momentum of 0.1 is the share of what is new.
-            norm = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name=norm)
-            return norm(x)
+            return self._norm(norm)(x, train=train)
 
         def head(x, name):
             features = x.shape[-1] // 4
             x = self._conv(f"{name}0", features, 3, use_bias=False, scaled=False)(x)
-            x = nn.relu(nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name=f"{name}1")(x))
+            x = nn.relu(self._norm(f"{name}1")(x, train=train))
             x = Dropout(self.dropout, name=f"{name}3")(x, train=train, example_index=example_index)
             x = self._conv(f"{name}4", self.num_classes, 1, scaled=False)(x)
             return x.astype(np.promote_types(x.dtype, np.float32))
@@ -93,6 +97,13 @@ class FCNResNet(nn.Module):
     def upsampling_kernels(self) -> dict[str, int]:
         """None: the scores are interpolated."""
         return {}
+
+    def score_grid(self) -> Grid:
+        """Where the scores of `upsample=False` lie: every stride is two, and centred on its first pixel."""
+        return Grid(step=Fraction(STRIDE))
+
+    def _norm(self, name: str) -> BatchNorm:
+        return BatchNorm(self.momentum, 1e-5, self.axis_name, self.dtype, name=name)
 
     def _conv(
         self,

@@ -1,8 +1,10 @@
-"""The layers that the nets share, as Flax modules around `ops`: convolution, up-sampling, dropout.
+"""The layers that the nets share, as Flax modules around `ops`: convolution, batch norm, up-sampling, dropout.
 
 Parameters are float32 whatever the compute dtype, and lie flat under the release's layer names.
 """
 
+import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +19,21 @@ from fcn_jax.ops.grid import Grid
 # kernel for each pair of channels, as Caffe stores them, `dense_biased` the same with a bias. Parameters start
 # bilinear; optim freezes or learns them.
 UPSAMPLING_FORMS = ("fixed", "grouped", "dense", "dense_biased")
+
+
+_FULLY_CONNECTED = re.compile(r"fc\d\w*")  # with a stream's name; DeconvNet's fc6-deconv is none
+
+
+def channels_of(net: Any, layer: str, published: int, multiple: int = 1) -> int:
+    """A layer's channel count by the net's fields: `channels`, for fc6 and fc7 `fc_width`, else `published · width`.
+
+    The latter is rounded to a multiple of `multiple`.
+    """
+    if net.channels and layer in net.channels:
+        return net.channels[layer]
+    if _FULLY_CONNECTED.fullmatch(layer) and net.fc_width is not None:
+        return net.fc_width
+    return multiple * max(1, round(published * net.width / multiple))
 
 
 class Conv(nn.Module):
@@ -59,12 +76,111 @@ class Conv(nn.Module):
         return grid.conv(self.kernel_size, self.stride, self.padding, self.dilation)
 
 
+class BatchNorm(nn.Module):
+    """Normalises each channel of `[b h w c]` by its mean and variance, then scales and shifts it.
+
+    Training takes the statistics of the batch, over all devices along `axis_name` if that is given, and moves the
+    running ones (`batch_stats`) towards them, keeping `momentum` of the old; otherwise the running ones are taken. The
+    running variance is the unbiased one, as in PyTorch and in the scripts of SegNet's authors. A file of nets whose
+    statistics are folded into scale and shift, as theirs and DeconvNet's, is a mean of 0 and a variance of 1: with an
+    epsilon of 1e-9 float32 then computes `scale · x + shift` exactly. Statistics are float32 or better.
+
+    Source: Ioffe and Szegedy, ICML 2015; caffe-segnet's bn_layer.cpp (epsilon 1e-9).
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones_init(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        wide = x.astype(np.promote_types(x.dtype, np.float32))
+        center, spread = mean.value.astype(wide.dtype), var.value.astype(wide.dtype)
+        if train:
+            center, spread, count = self._statistics(wide)
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                unbiased = spread * (count / max(count - 1, 1))
+                for running, new in ((mean, center), (var, unbiased)):
+                    kept = self.momentum * running.value
+                    running.value = kept + (1 - self.momentum) * new.astype(running.value.dtype)
+        factor = scale.astype(wide.dtype) / jnp.sqrt(spread + self.epsilon)
+        centered = wide - center[None, None, None]
+        return (centered * factor[None, None, None] + bias.astype(wide.dtype)[None, None, None]).astype(self.dtype)
+
+    def _statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Mean and biased variance of each channel, and over how many values."""
+        count = x.size // x.shape[-1]
+        mean = jnp.mean(x, axis=(0, 1, 2))
+        # Not E[x²] − E[x]², which cancels where a channel's mean is far from zero.
+        var = jnp.mean(jnp.square(x - mean[None, None, None]), axis=(0, 1, 2))
+        if self.axis_name is not None and not self.is_initializing():
+            means, variances = jax.lax.all_gather((mean, var), self.axis_name)
+            mean = jnp.mean(means, axis=0)
+            var = jnp.mean(variances + jnp.square(means - mean[None]), axis=0)
+            count *= means.shape[0]
+        return mean, var, count
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed:
+    """A convolution and the batch norm behind it, as one layer of a trunk."""
+
+    conv: Any
+    norm: BatchNorm
+    train: bool
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.conv(x), train=self.train)
+
+    def grid(self, grid: Grid) -> Grid:
+        """Where the output's cells lie, for an input whose cells lie on `grid`."""
+        return self.conv.grid(grid)
+
+
+class Deconv(nn.Module):
+    """Learned transposed convolution of stride 1: `[b h w i]` to `[b h+k−1−2p w+k−1−2p features]`, kernel `[k k i o]`.
+
+    The kernel scatters, as Caffe's does: `out[i + k − p] += x[i] · w[k]`.
+    """
+
+    features: int
+    kernel_size: int
+    padding: int = 0
+    dtype: Any = jnp.float32
+    precision: jax.lax.PrecisionLike = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        y = convolution.deconv2d(
+            x.astype(self.dtype), kernel.astype(self.dtype), padding=self.padding, precision=self.precision
+        )
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return y + bias.astype(self.dtype)[None, None, None]
+
+    def grid(self, grid: Grid) -> Grid:
+        """Where the output's cells lie, for an input whose cells lie on `grid`."""
+        return grid.transposed_conv(self.kernel_size, 1).crop(self.padding)
+
+
 class Upsample(nn.Module):
-    """Transposed convolution by `stride` that starts, or stays, bilinear: `[b h w c]` to `[b s(h−1)+k s(w−1)+k c]`."""
+    """Transposed convolution by `stride` that starts, or stays, bilinear: `[b h w c]` to `[b s(h−1)+k s(w−1)+k c]`.
+
+    A parameter starts as the bilinear kernel of `start` taps, `kernel_size` unless given, amid zeros.
+    """
 
     kernel_size: int
     stride: int
     form: str = "fixed"
+    start: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, offset: int = 0, size: tuple[int, int] | None = None) -> jax.Array:
@@ -84,7 +200,9 @@ class Upsample(nn.Module):
         return y[:, offset : offset + height, offset : offset + width]
 
     def _bilinear_init(self, key: jax.Array, channels: int) -> jax.Array:
-        taps = bilinear.bilinear_kernel(self.kernel_size)
+        start = self.start or self.kernel_size
+        rim = (self.kernel_size - start) // 2
+        taps = np.pad(bilinear.bilinear_kernel(start), rim)
         between = np.ones((1, channels)) if self.form == "grouped" else np.eye(channels)
         return jnp.asarray(np.outer(taps, taps)[:, :, None, None] * between, jnp.float32)
 

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from fcn_jax.models import alexnet, googlenet, vgg
-from fcn_jax.models.layers import Conv
+from fcn_jax.models.layers import Conv, channels_of
 from fcn_jax.ops.grid import Grid
 
 Blobs = dict[str, tuple[jax.Array, Grid]]
@@ -77,11 +77,7 @@ TRUNKS = {
 
 def conv(net: Any, name: str, features: int, kernel_size: int, padding: int, stride: int = 1, groups: int = 1) -> Conv:
     """A layer of a net, whose channel count its fields `channels`, `fc_width` and `width` decide, in this order."""
-    multiple = TRUNKS[net.trunk].multiple
-    scaled = multiple * max(1, round(features * net.width / multiple))
-    if name.startswith("fc") and net.fc_width is not None:
-        scaled = net.fc_width
-    features = (net.channels or {}).get(name, scaled)
+    features = channels_of(net, name, features, TRUNKS[net.trunk].multiple)
     return Conv(
         features, kernel_size, padding, stride, groups=groups, dtype=net.dtype, precision=net.precision, name=name
     )
@@ -116,6 +112,11 @@ def check(net: Any, image: jax.Array, layers: tuple[str, ...]) -> None:
     """Raises ValueError for an image of other channels, a trunk that is none, or `channels` of layers that are none."""
     if net.trunk not in TRUNKS:
         raise ValueError(f"trunk={net.trunk!r} is none of {', '.join(TRUNKS)}")
+    check_layers(net, image, layers)
+
+
+def check_layers(net: Any, image: jax.Array, layers: tuple[str, ...]) -> None:
+    """Raises ValueError for an image of other channels, or `channels` of layers that are none."""
     if image.shape[-1] != net.in_channels:
         raise ValueError(f"the image has {image.shape[-1]} channels, the net takes {net.in_channels}")
     if unknown := set(net.channels or ()) - set(layers):

@@ -55,12 +55,14 @@ def trunk(
     variant: str = "D",
     first_padding: int = 1,
     suffix: str = "",
+    pool: Callable[[jax.Array, Grid], tuple[jax.Array, Grid]] | None = None,
 ) -> dict[str, tuple[jax.Array, Grid]]:
     """Runs the trunk inside the calling module; `conv(name, features, kernel_size, padding)` makes a layer of it.
 
     Gives each layer's output, after its ReLU, with the grid that it lies on, by the release's names conv1_1 … pool5.
-    `suffix` is added to all names, of layers and of blobs.
+    `suffix` is added to all names, of layers and of blobs. `pool(x, grid)` takes the place of the 2×2 max pooling.
     """
+    pool = halve if pool is None else pool
     blobs = {}
     for block, (kernels, channels) in enumerate(zip(VARIANTS[variant], CHANNELS, strict=True), start=1):
         for layer, kernel in enumerate(kernels, start=1):
@@ -70,5 +72,10 @@ def trunk(
             x, grid = blobs[name + suffix] = nn.relu(module(x)), module.grid(grid)
             if variant == "A-LRN" and name == "conv1_1":
                 x, grid = blobs[f"norm1{suffix}"] = local_response_norm(x, alpha=LRN_ALPHA, k=LRN_K), grid
-        x, grid = blobs[f"pool{block}{suffix}"] = max_pool(x), grid.conv(kernel=2, stride=2)
+        x, grid = blobs[f"pool{block}{suffix}"] = pool(x, grid)
     return blobs
+
+
+def halve(x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
+    """A 2×2 max pooling of stride two."""
+    return max_pool(x), grid.conv(kernel=2, stride=2)

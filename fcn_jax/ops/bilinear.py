@@ -51,11 +51,19 @@ def _interpolation_matrix(cells: int, kernel: int, stride: int, offset: int, len
     return np.where(inside, taps[np.where(inside, position, 0)], 0.0)
 
 
-def interpolate(x: jax.Array, size: Sequence[int]) -> jax.Array:
+def interpolate(x: jax.Array, size: Sequence[int], align_corners: bool = False) -> jax.Array:
     """A map `[b h w c]` at another size `(H, W)`: linear between the cells' centres, constant beyond the outermost.
 
-    PyTorch's `interpolate` without aligned corners. No transposed convolution: nothing fades at the borders.
+    PyTorch's `interpolate`; with `align_corners` the outermost cells lie on the outermost pixels, as in DeepLab's
+    `Interp` layer. No transposed convolution: nothing fades at the borders.
     """
+    if align_corners:
+        for axis, length in zip((1, 2), size, strict=True):
+            place = np.linspace(0, x.shape[axis] - 1, length)[:, None] - np.arange(x.shape[axis])
+            matrix = np.maximum(0, 1 - np.abs(place)).astype(np.promote_types(x.dtype, np.float32))
+            product = jnp.tensordot(matrix, x, axes=((1,), (axis,)), precision=lax.Precision.HIGHEST)
+            x = jnp.moveaxis(product, 0, axis)
+        return x
     shape = (x.shape[0], *size, x.shape[-1])
     return jax.image.resize(x, shape, "linear", antialias=False, precision=lax.Precision.HIGHEST)
 

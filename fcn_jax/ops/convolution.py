@@ -69,6 +69,27 @@ def conv2d(
     return lax.platform_dependent(x, kernel, cpu=by_patches, default=native)
 
 
+def deconv2d(x: jax.Array, kernel: jax.Array, *, padding: int = 0, precision: lax.PrecisionLike = None) -> jax.Array:
+    """Transposed convolution of stride 1 of `x [b h w i]` with `kernel [k k i o]`, to `[b h+k−1−2p w+k−1−2p o]`.
+
+    It scatters, `out[i + k − p] += x[i] · w[k]`, and so is the convolution with the flipped kernel and a padding of
+    `k − 1 − p`. A kernel larger than the map (DeconvNet's 7×7 from one cell) would meet almost nothing but padding:
+    there each cell times the kernel is laid over the others'.
+    """
+    size = kernel.shape[0]
+    if size <= min(x.shape[1:3]):
+        return conv2d(x, kernel[::-1, ::-1], padding=size - 1 - padding, precision=precision)
+    products = jnp.einsum("bhwi,klio->bhkwlo", x, kernel, precision=precision)
+    batch, height, _, width, _, features = products.shape
+    whole = jnp.zeros((batch, height + size - 1, width + size - 1, features), products.dtype)
+    for row in range(height):
+        for column in range(width):
+            at = (0, row, column, 0)
+            patch = lax.dynamic_slice(whole, at, (batch, size, size, features)) + products[:, row, :, column]
+            whole = lax.dynamic_update_slice(whole, patch, at)
+    return whole[:, padding : whole.shape[1] - padding, padding : whole.shape[2] - padding]
+
+
 def _patches_times_matrix(x, kernel, stride, padding, dilation, precision):
     kernel_height, kernel_width, channels, features = kernel.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))

@@ -9,11 +9,14 @@ Source: the rule is that of Caffe's `coord_map` (python/caffe/coord_map.py), whi
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,22 @@ def crop_to_overlap(
         second[:, before_second : before_second + height, before_second : before_second + width],
         Grid(first_grid.start, first_grid.step, seen),
     )
+
+
+def sample(labels: jax.Array, grid: Grid, size: Sequence[int], beyond: int) -> jax.Array:
+    """Labels `[b h w]` of the pixels that the cells of a map of `size` (h', w') are centred on, `beyond` outside.
+
+    Of two pixels equally near the latter is taken. Strides of whole pixels only, as every net's scores have.
+    """
+    start, step = math.floor(grid.start + Fraction(1, 2)), int(grid.step)
+    for axis, cells in zip((1, 2), size, strict=True):
+        before, last = max(0, -start), start + step * (cells - 1)
+        after = max(0, last + 1 - labels.shape[axis])
+        widths = [(before, after) if place == axis else (0, 0) for place in range(labels.ndim)]
+        labels = jnp.pad(labels, widths, constant_values=beyond)
+        first = start + before
+        labels = lax.slice_in_dim(labels, first, first + step * (cells - 1) + 1, step, axis)
+    return labels
 
 
 def spread(values: np.ndarray, grid: Grid, size: Sequence[int]) -> np.ndarray:

@@ -124,11 +124,10 @@ def load_net(path: str | os.PathLike[str], model: str, **arguments: Any) -> Net:
     if isinstance(prototype, models.FCNResNet):
         measured = measure.resnet_arguments(named, class_layers, form, str(path))
     else:
-        fixed = {*form.upsampling, *(layer for layers in class_layers.values() for layer in layers)}
         measured = measure.arguments(
             named,
             form,
-            layers=[layer for layer in state.abstract_params(prototype) if layer not in fixed],
+            layers=prototype.layer_names(),
             first_layers=prototype.first_layers(),
             class_layers=class_layers,
             source=str(path),
@@ -214,7 +213,7 @@ def _prototype(model: str) -> Any:
 
 
 def _form_of(module: Any, name: str) -> NetForm:
-    # Classifiers have neither.
-    upsampling = module.upsampling_kernels() if hasattr(module, "upsampling_kernels") else {}
-    scales = module.pool_factors() if hasattr(module, "pool_factors") else {}
-    return NetForm(name, upsampling, scales)
+    def asked(method: str, default: Any) -> Any:
+        return getattr(module, method)() if hasattr(module, method) else default
+
+    return NetForm(name, asked("upsampling_kernels", {}), asked("pool_factors", {}), asked("deconvolutions", ()))

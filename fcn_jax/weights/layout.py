@@ -54,6 +54,12 @@ def transposed_convolution(blob: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     return None
 
 
+def deconvolution(blob: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Kernel `[k k i o]` from a learned deconvolution `[i o k k]`."""
+    height, width, inputs, outputs = shape
+    return blob.transpose(2, 3, 0, 1) if blob.shape == (inputs, outputs, height, width) else None
+
+
 def is_bilinear(blob: np.ndarray, kernel_size: int) -> bool:
     """Whether a deconvolution blob `[c c k k]` or `[c 1 k k]` is exactly bilinear up-sampling of each channel alone.
 

@@ -19,11 +19,12 @@ _COLLECTIONS = ("params", "batch_stats")  # what files hold of a net
 
 @dataclasses.dataclass(frozen=True)
 class NetForm:
-    """What a net's variables alone do not tell: which layers up-sample, and the constants that it multiplies by."""
+    """What a net's variables alone do not tell: which layers up-sample or scatter, and the constants of its scales."""
 
     name: str
     upsampling: Mapping[str, int] = dataclasses.field(default_factory=dict)  # layer → kernel size
     scales: Mapping[str, float] = dataclasses.field(default_factory=dict)  # "pool4" → factor before it is scored
+    deconvolutions: tuple[str, ...] = ()  # layers with learned kernels that scatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,8 @@ def _convert(blob: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...], fo
         return layout.vector(blob, shape)
     if layer in form.upsampling:
         return layout.transposed_convolution(blob, shape)
+    if layer in form.deconvolutions:
+        return layout.deconvolution(blob, shape)
     return layout.convolution(blob, shape)
 
 

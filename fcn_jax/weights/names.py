@@ -9,6 +9,7 @@ prototxts of the FCN release.
 """
 
 import dataclasses
+import fnmatch
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from fcn_jax.inputs import FCN_INPUT, IMAGENET_INPUT, VGG_INPUT, InputSpec
 
 Renamed = dict[str, tuple[str, str]]  # the file's name → layer and leaf
 
-# BVLC's BN has no running statistics; where they exist they follow scale and shift.
+# The BN layers of Caffe's forks have no running statistics; where they exist they follow scale and shift.
 _INDEX = {"kernel": 0, "bias": 1, "scale": 0, "mean": 2, "var": 3}
 
 # A batch norm's weight is its scale, which has the index of a kernel.
@@ -78,8 +79,8 @@ def layer_of(blob: str) -> str:
 
 
 def matches(layer: str, pattern: str) -> bool:
-    """Whether a pattern names a layer: exactly, or by its beginning before a closing `*`."""
-    return layer == pattern or (pattern.endswith("*") and layer.startswith(pattern[:-1]))
+    """Whether a pattern names a layer: exactly, or as a shell's patterns name files, `fc*` and `*_bn`."""
+    return layer == pattern or fnmatch.fnmatchcase(layer, pattern)
 
 
 def name_blobs(blobs: Mapping[str, np.ndarray]) -> Named:
@@ -101,8 +102,29 @@ def name_blobs(blobs: Mapping[str, np.ndarray]) -> Named:
             arrays[target] = array
             if target != name:
                 file_names[target] = name
+        if origin is CAFFE:
+            arrays |= _folded_statistics(arrays)
         return Named(arrays, origin, file_names)
     return Named(blobs, CAFFE, {})
+
+
+def _folded_statistics(blobs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The mean of 0 and variance of 1 that batch norms of Caffe's forks stand for.
+
+    Their files hold scale and shift with the statistics folded in (SegNet's and DeconvNet's, in inference mode). Files
+    of a training in progress look the same and have none: there the statistics of the training set are to be computed.
+    """
+    statistics = {}
+    for name, scale in blobs.items():
+        layer = layer_of(name)
+        shift = blobs.get(f"{layer}.1")
+        named = name.endswith(".0") and "bn" in layer and scale.ndim == 4
+        if named and shift is not None and scale.shape == shift.shape == (1, scale.size, 1, 1):
+            statistics |= {
+                f"{layer}.2": np.zeros(scale.size, np.float32),
+                f"{layer}.3": np.ones(scale.size, np.float32),
+            }
+    return statistics
 
 
 def _channels_first(array: np.ndarray, layer: str, blobs: Mapping[str, np.ndarray], renamed: Renamed) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""DeconvNet: VGG-16 down to single cells, and a learned deconvolution net up again, on crops of 224×224.
+
+    python train.py --config configs/deconvnet.py                    embedded shapes
+    python train.py --config configs/deconvnet.py:folder             one's own images
+
+As released, in two stages on VOC 2012: crops around single objects, then windows that a file proposes for each image
+(EdgeBox's, in the paper), from the first stage's net; 69.6 mean IU on VOC's test set (paper, trained on SBD's too):
+
+    python train.py --config configs/deconvnet.py:voc2012-objects    20,000 steps
+    python train.py --config configs/deconvnet.py:voc2012-windows    40,000 steps
+    python -m fcn_jax.predict --workdir runs/deconvnet-voc2012-windows --boxes data/boxes photo.jpg
+"""
+
+from configs import recipes
+from fcn_jax.config import set_input
+from fcn_jax.inputs import DEEPLAB_INPUT
+
+
+def release(config):
+    set_input(config, DEEPLAB_INPUT)
+    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train", val_split="val", batch_size=64)
+    config.data.augment.update(flip=True, crop=(224, 224))
+    config.optim.update(lr=0.01, momentum=0.9, weight_decay=5e-4, accumulate=8, schedule="step")
+    # Each of the eight parts is divided by its own pixels.
+    config.loss.normalization = "part_mean"
+    config.train.update(eval_every=1000, checkpoint_every=500, log_every=20, statistics_batches=219)
+
+
+def objects(config):
+    release(config)
+    config.init.update(
+        weights="weights/VGG_ILSVRC_16_layers.caffemodel", skip=("bn*", "*deconv*", "debn*", "seg-*", "fc8")
+    )
+    config.data.voc.crops = "objects"
+    config.optim.boundaries = (9000, 18_000)
+    config.train.steps = 20_000
+
+
+def windows(config):
+    release(config)
+    config.init.workdir = "runs/deconvnet-voc2012-objects"
+    config.data.voc.update(crops="windows", boxes_root="data/boxes")
+    config.optim.boundaries = (10_000, 20_000, 30_000)
+    config.train.steps = 40_000
+
+
+VARIANTS = {
+    "shapes": recipes.shapes,
+    "folder": recipes.folder,
+    "voc2012-objects": objects,
+    "voc2012-windows": windows,
+}
+
+
+def get_config(variant="shapes"):
+    return recipes.start("deconvnet", variant, VARIANTS)

@@ -1,0 +1,42 @@
+"""DeepLab-LargeFOV: VGG-16 with holes, scored at an eighth of the image, and trained there.
+
+    python train.py --config configs/deeplab_largefov.py           embedded shapes
+    python train.py --config configs/deeplab_largefov.py:camvid    street scenes, 40 minutes on two cores
+    python train.py --config configs/deeplab_largefov.py:voc2012   as released: 6,000 steps of 30 crops of 321×321;
+                                                                   62.25 mean IU on val without the CRF (paper)
+    python train.py --config configs/deeplab_largefov.py:folder    one's own images
+
+With branches at five scales (MSc): --config.model.name=deeplab_msc. The release starts from a VGG-16 whose fc6 was
+thinned out to 3×3×1024 (vgg16_20M.caffemodel).
+"""
+
+from configs import recipes
+from fcn_jax.config import set_input
+from fcn_jax.inputs import DEEPLAB_INPUT
+
+
+def voc2012(config):
+    set_input(config, DEEPLAB_INPUT)
+    config.init.update(weights="weights/vgg16_20M.caffemodel", skip=("fc8*",))
+    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="sbd_train", val_split="val", batch_size=30)
+    config.data.voc.sbd_root = "data/benchmark_RELEASE"
+    config.data.augment.update(flip=True, crop=(321, 321))
+    config.optim.update(lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="step", boundaries=(2000, 4000))
+    config.optim.lr_multipliers = (("*/bias", 2.0), ("fc8_voc12", 10.0), ("fc8_voc12/bias", 20.0))
+    config.train.update(steps=6000, eval_every=1000, checkpoint_every=500, log_every=20)
+
+
+VARIANTS = {
+    "shapes": recipes.shapes,
+    "camvid": recipes.camvid,
+    "voc2012": voc2012,
+    "folder": recipes.folder,
+}
+
+
+def get_config(variant="shapes"):
+    config = recipes.start("deeplab_largefov", variant, VARIANTS)
+    config.loss.at_scores = True
+    if variant == "camvid":
+        config.init.skip = ("fc*",)
+    return config

@@ -1,0 +1,36 @@
+"""Batch norm's statistics over a training set, as SegNet's and DeconvNet's authors compute them after training.
+
+The released nets keep no running statistics: in training they normalise by the batch. Before they are used, the means
+and variances of every layer are averaged over batches of the training set, run by the final parameters. Source:
+SegNet-Tutorial, Scripts/compute_bn_statistics.py; DeconvNet, training/003_make_bn_layer_testable.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+
+def over_batches(model: nn.Module, variables: Any, images: Iterable[Any]) -> Any:
+    """The `batch_stats` of a net: the mean over batches `[b h w c]` of their means and unbiased variances.
+
+    Dropout among the layers is off. Sums are float64. Raises ValueError without a batch.
+    """
+    # What is kept of the past is nothing, so that the running statistics are those of the batch.
+    net: Any = model.clone(momentum=0.0)
+    calm = {"stochastic": False} if hasattr(model, "dropout_after") else {}
+    apply = jax.jit(
+        partial(net.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}, **calm)
+    )
+    total, count = None, 0
+    for image in images:
+        _, changed = apply(variables, image)
+        one = jax.tree.map(lambda x: np.asarray(x, np.float64), changed["batch_stats"])
+        total = one if total is None else jax.tree.map(np.add, total, one)
+        count += 1
+    if total is None:
+        raise ValueError("no batch to compute statistics over")
+    return jax.tree.map(lambda x: (x / count).astype(np.float32), total)
