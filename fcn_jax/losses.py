@@ -62,7 +62,7 @@ def top_k(logits: jax.Array, labels: jax.Array, fraction: float = 0.25) -> tuple
     """
     log_probability, valid = _of_label(logits, labels)
     losses = jnp.where(valid, -log_probability, -1).reshape(labels.shape[0], -1)
-    kept = jnp.ceil(fraction * jnp.sum(valid, axis=(1, 2))).astype(jnp.int32)
+    kept = jnp.ceil(fraction * jnp.sum(valid, axis=(1, 2), dtype=losses.dtype)).astype(jnp.int32)
     hardest_first = -jnp.sort(-losses, axis=-1)
     rank = np.arange(losses.shape[-1], dtype=np.int32)
     return jnp.sum(jnp.where(rank[None] < kept[:, None], hardest_first, 0)), jnp.sum(kept)

@@ -60,6 +60,7 @@ def test_logits(case, golden):
     np.testing.assert_allclose(logits32, logits, rtol=0, atol=3e-5 * np.abs(logits).max())
 
 
+@pytest.mark.slow
 @every_net
 @settings(deadline=None, max_examples=6)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
@@ -130,7 +131,7 @@ def test_bfloat16(case):
         ("segnet", 37, {}, 29_464_357),
         ("segnet_basic", 11, {}, 1_416_587),
         ("deconvnet", 21, {}, 251_805_653),
-        ("deconvnet", 21, {"fc_width": 1024}, 81_896_789),
+        ("deconvnet", 21, {"fc_width": 1024}, 81_896_789 + 21_120),  # published without its batch norms
         ("deeplab_largefov", 21, {}, 20_505_429),
         ("fcn_resnet50", 21, {}, 35_322_218),
         ("fcn_resnet101", 21, {}, 54_314_346),

@@ -1,11 +1,13 @@
-"""Cross-entropy: by hand, void pixels against their removal, and what no label and no logit may do."""
+"""The losses: by hand, void pixels against their removal, and what no label and no logit may do."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.losses import MAX_PIXEL_LOSS, cross_entropy
+from fcn_jax import config as experiment
+from fcn_jax import losses
+from fcn_jax.losses import MAX_PIXEL_LOSS, cross_entropy, dice, focal, lovasz, top_k
 
 VOID = [255, 21, 200]  # "not there", and two values that are no class of four
 
@@ -148,3 +150,152 @@ def test_parts_add_up():
 
 def test_one_class_costs_nothing():
     assert cross_entropy(jnp.array([[3.0], [4.0]]), jnp.array([0, 255])) == (0, 1)
+
+
+def test_the_count_may_be_of_weights():
+    """PyTorch's denominator: the mean is then a weighted one."""
+    logits, labels = scene()
+    weights = jnp.array([0.5, 2.0, 0.0, 4.0])
+    total, count = cross_entropy(logits, labels, weights, count_weights=True)
+    valid = labels[(labels >= 0) & (labels < 4)]
+    np.testing.assert_allclose(count, np.asarray(weights)[valid].sum(), rtol=1e-6)
+    np.testing.assert_allclose(total, cross_entropy(logits, labels, weights)[0], rtol=1e-6)
+
+
+OTHERS = {"focal": focal, "top_k": top_k, "dice": dice, "lovasz": lovasz}
+
+
+def probabilities(logits):
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def focal_by_hand(logits, labels):
+    p = [probabilities(x)[y] for x, y in zip(logits.reshape(-1, 4), labels.ravel(), strict=True) if 0 <= y < 4]
+    return sum(-((1 - x) ** 2) * np.log(x) for x in p), len(p)
+
+
+def top_k_by_hand(logits, labels):
+    total, count = 0.0, 0
+    for image, truth in zip(logits, labels, strict=True):
+        costs = sorted(
+            (
+                -np.log(probabilities(x)[y])
+                for x, y in zip(image.reshape(-1, 4), truth.ravel(), strict=True)
+                if 0 <= y < 4
+            ),
+            reverse=True,
+        )
+        kept = int(np.ceil(0.25 * len(costs)))
+        total, count = total + sum(costs[:kept]), count + kept
+    return total, count
+
+
+def dice_by_hand(logits, labels):
+    total = 0.0
+    for image, truth in zip(logits, labels, strict=True):
+        valid = (truth >= 0) & (truth < 4)
+        p, g = probabilities(image[valid]), np.eye(4)[truth[valid]]
+        present = g.sum(0) > 0
+        total += np.mean((1 - 2 * (p * g).sum(0) / ((p**2).sum(0) + g.sum(0)))[present])
+    return total, len(logits)
+
+
+def lovasz_by_hand(logits, labels):
+    """The definition itself: the set function is asked for every prefix of the sorted errors."""
+    total = 0.0
+    for image, truth in zip(logits, labels, strict=True):
+        valid = (truth >= 0) & (truth < 4)
+        p, y = probabilities(image[valid].astype(np.float64)), truth[valid]
+        of_class = []
+        for c in np.unique(y):
+            foreground = y == c
+            errors = np.where(foreground, 1 - p[:, c], p[:, c])
+            order, before, sum_ = np.argsort(-errors), 0.0, 0.0
+            for n in range(1, len(order) + 1):
+                mistaken = np.zeros(len(y), bool)
+                mistaken[order[:n]] = True
+                predicted = foreground ^ mistaken
+                jaccard = 1 - (predicted & foreground).sum() / max((predicted | foreground).sum(), 1)
+                sum_ += errors[order[n - 1]] * (jaccard - before)
+                before = jaccard
+            of_class.append(sum_)
+        total += np.mean(of_class)
+    return total, len(logits)
+
+
+BY_HAND = {"focal": focal_by_hand, "top_k": top_k_by_hand, "dice": dice_by_hand, "lovasz": lovasz_by_hand}
+every_other = pytest.mark.parametrize("name", OTHERS)
+
+
+@every_other
+def test_is_what_its_paper_says(name):
+    logits, labels = scene(3)
+    total, count = jax.jit(OTHERS[name])(logits, labels)
+    wanted, counted = BY_HAND[name](logits, labels)
+    np.testing.assert_allclose(total, wanted, rtol=2e-5)
+    assert int(count) == counted
+
+
+@every_other
+def test_void_pixels_have_no_part_in_it(name):
+    """Neither value nor gradient changes with what a net says of them, and they have no gradient themselves."""
+    logits, labels = scene(4)
+    void = (labels < 0) | (labels >= 4)
+    other = np.where(void[..., None], 7.0, logits).astype(np.float32)
+    take = jax.jit(jax.value_and_grad(lambda x: OTHERS[name](x, labels)[0]))
+    (value, gradient), (again, changed) = take(logits), take(other)
+    np.testing.assert_allclose(value, again, rtol=1e-6)
+    np.testing.assert_allclose(gradient, changed, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(gradient)[void], 0)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+@every_other
+def test_images_add_up(name):
+    logits, labels = scene(5, shape=(4, 3, 5))
+    whole = OTHERS[name](logits, labels)
+    parts = [OTHERS[name](logits[i : i + 2], labels[i : i + 2]) for i in (0, 2)]
+    np.testing.assert_allclose(whole[0], parts[0][0] + parts[1][0], rtol=1e-6)
+    assert int(whole[1]) == int(parts[0][1]) + int(parts[1][1])
+
+
+@every_other
+def test_an_image_without_a_label_costs_nothing(name):
+    logits, labels = scene(6)
+    total, count = OTHERS[name](logits, np.full_like(labels, 255))
+    assert (float(total), int(count)) == (0.0, 0)
+    gradient = jax.grad(lambda x: OTHERS[name](x, np.full_like(labels, 255))[0])(logits)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@every_other
+def test_a_sure_and_right_net_costs_nothing(name):
+    labels = scene()[1] % 4
+    logits = 60.0 * np.eye(4, dtype=np.float32)[labels]
+    value, gradient = jax.value_and_grad(lambda x: OTHERS[name](x, labels)[0])(logits)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_gamma_0_is_cross_entropy():
+    logits, labels = scene()
+    np.testing.assert_allclose(focal(logits, labels, gamma=0.0)[0], cross_entropy(logits, labels)[0], rtol=1e-6)
+    np.testing.assert_allclose(top_k(logits, labels, fraction=1.0)[0], cross_entropy(logits, labels)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_config_names_them(name):
+    fields = experiment.default().loss
+    fields.name = name
+    logits, labels = scene()
+    wanted = losses.LOSSES[name](logits, labels)
+    np.testing.assert_array_equal(losses.make_loss(fields)(logits, labels), wanted)
+
+
+def test_a_config_weighs_classes():
+    fields = experiment.default().loss
+    weights = np.array([1, 2, 3, 4], np.float32)
+    logits, labels = scene()
+    found = losses.make_loss(fields, weights)(logits, labels)
+    np.testing.assert_array_equal(found, cross_entropy(logits, labels, jnp.asarray(weights)))

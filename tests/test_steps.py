@@ -1,6 +1,7 @@
 """A step's arithmetic, against the same thing written out: what is summed, what divides it, what a bad value does."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,9 @@ import optax
 import pytest
 
 from fcn_jax import losses, metrics, state, steps
-from fcn_jax.models.layers import Conv, Dropout
+from fcn_jax.models.layers import BatchNorm, Conv, Dropout
+from fcn_jax.ops.grid import IMAGE
+from fcn_jax.ops.unpooling import unpool_nearest
 
 CLASSES = 3
 
@@ -179,3 +182,109 @@ def test_the_eval_step_counts_every_labelled_pixel(params, batch):
             wanted[truth, guess] += 1
     np.testing.assert_array_equal(matrix, wanted)
     np.testing.assert_array_equal(metrics.confusion(batch["label"], predicted, CLASSES), wanted)
+
+
+class Normed(nn.Module):
+    """A net with batch norm, an auxiliary head in training, and scores at half the size."""
+
+    num_classes: int = CLASSES
+    auxiliary: bool = False
+    axis_name: str | None = None
+    in_channels: int = 3
+
+    @nn.compact
+    def __call__(self, image, *, train=False, upsample=True, example_index=None):
+        x = Conv(4, 2, 0, 2, dtype=image.dtype, name="first")(image)
+        x = nn.relu(BatchNorm(0.5, axis_name=self.axis_name, dtype=image.dtype, name="norm")(x, train=train))
+        scores = Conv(CLASSES, 1, dtype=image.dtype, name="second")(x)
+        up = (lambda x: unpool_nearest(x, image.shape[1:3])) if upsample else (lambda x: x)
+        aux = Conv(CLASSES, 1, dtype=image.dtype, name="third")(x) if self.auxiliary else None
+        return {"out": up(scores), "aux": up(aux)} if self.auxiliary and train else up(scores)
+
+    def score_grid(self):
+        return IMAGE.conv(2, 2)
+
+
+def normed_step(batch, *, accumulate=1, model=None, **arguments):
+    model = model or Normed()
+    held = model.init(jax.random.key(1), batch["image"])
+    # The heads of an auxiliary net stand in training alone.
+    optimizer = optax.sgd(1.0)
+    train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", accumulate=accumulate, **arguments)
+    begun = state.create(held["params"], optimizer, held["batch_stats"])
+    after, report = jax.jit(train_step)(begun, batch)
+    return begun, after, report
+
+
+@pytest.fixture(scope="module")
+def even(batch):
+    """The batch at an even size."""
+    return batch | {"image": batch["image"][:, :4], "label": batch["label"][:, :4]}
+
+
+def test_running_statistics_are_part_of_the_state(even):
+    begun, after, _ = normed_step(even)
+    x = Conv(4, 2, 0, 2).apply({"params": begun.params["first"]}, even["image"])
+    np.testing.assert_allclose(after.batch_stats["norm"]["mean"], 0.5 * np.mean(x, (0, 1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_each_part_has_its_own_statistics(even):
+    """As with Caffe's iter_size: the second part goes on from what the first left."""
+    begun, after, _ = normed_step(even, accumulate=2)
+    running = np.zeros(4)
+    for part in (even["image"][:2], even["image"][2:]):
+        x = Conv(4, 2, 0, 2).apply({"params": begun.params["first"]}, part)
+        running = 0.5 * running + 0.5 * np.mean(x, (0, 1, 2))
+    np.testing.assert_allclose(after.batch_stats["norm"]["mean"], running, rtol=1e-5, atol=1e-6)
+
+
+def test_a_nonfinite_step_leaves_statistics_alone(even):
+    image = even["image"].copy()
+    image[0, 0, 0, 0] = np.nan
+    begun, after, _ = normed_step(even | {"image": image})
+    for a, b in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(begun.batch_stats), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_auxiliary_head_learns_from_the_nets_labels(even):
+    model = Normed(auxiliary=True)
+    begun, after, report = normed_step(even, model=model, auxiliary=0.25)
+
+    def loss(params):
+        held = {"params": params, "batch_stats": begun.batch_stats}
+        logits: Any = model.apply(held, even["image"], train=True)
+        (out, count), (aux, _) = (losses.cross_entropy(logits[name], even["label"]) for name in ("out", "aux"))
+        return (out + 0.25 * aux) / count.astype(out.dtype), out
+
+    (_, out), wanted = jax.value_and_grad(loss, has_aux=True)(begun.params)
+    assert_trees_close(jax.tree.map(jnp.subtract, begun.params, after.params), wanted, 1e-5)
+    np.testing.assert_allclose(report["loss_sum"], out, rtol=1e-5)
+
+
+def test_scores_are_compared_where_they_are_centred(even):
+    """A cell over pixels 0 and 1 is centred between them: the latter counts."""
+    begun, after, report = normed_step(even, at_scores=True)
+    labels = even["label"][:, 1::2, 1::2]
+
+    def loss(params):
+        held = {"params": params, "batch_stats": begun.batch_stats}
+        scores: Any = Normed().apply(held, even["image"], train=True, upsample=False)
+        total, count = losses.cross_entropy(scores, labels)
+        return total / count.astype(total.dtype)
+
+    assert_trees_close(jax.tree.map(jnp.subtract, begun.params, after.params), jax.grad(loss)(begun.params), 1e-5)
+    assert int(report["pixels"]) == np.count_nonzero(labels < CLASSES)
+
+
+@pytest.mark.parametrize("count_weights", [False, True])
+def test_weighted_losses_are_divided_by_what_they_count(params, batch, count_weights):
+    weights = jnp.array([0.5, 2.0, 3.0])
+    loss = functools.partial(losses.cross_entropy, class_weights=weights, count_weights=count_weights)
+
+    def whole(params):
+        total, count = loss(apply(params, batch["image"]), batch["label"])
+        return total / count.astype(total.dtype)
+
+    assert_trees_close(gradient(params, batch, loss=loss), jax.grad(whole)(params))
+    # In two parts the same, with one divisor for both.
+    assert_trees_close(gradient(params, batch, loss=loss, accumulate=2), jax.grad(whole)(params))

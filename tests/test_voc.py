@@ -49,7 +49,7 @@ def fields(tmp_path):
         root=str(devkit),
         cache=str(tmp_path / "cache"),
         threads=2,
-        voc=SimpleNamespace(sbd_root=str(tmp_path / "benchmark_RELEASE")),
+        voc=SimpleNamespace(sbd_root=str(tmp_path / "benchmark_RELEASE"), crops="", boxes_root=""),
     )
 
 
