@@ -1,13 +1,14 @@
 """DeepLab-LargeFOV: VGG-16 with holes, scored at an eighth of the image, and trained there.
 
-    python train.py --config configs/deeplab_largefov.py           embedded shapes
-    python train.py --config configs/deeplab_largefov.py:camvid    street scenes, 40 minutes on two cores
-    python train.py --config configs/deeplab_largefov.py:voc2012   as released: 6,000 steps of 30 crops of 321×321;
-                                                                   62.25 mean IU on val without the CRF (paper)
-    python train.py --config configs/deeplab_largefov.py:folder    one's own images
+    python train.py --config configs/deeplab_largefov.py              embedded shapes
+    python train.py --config configs/deeplab_largefov.py:camvid       street scenes, 40 minutes on two cores
+    python train.py --config configs/deeplab_largefov.py:voc2012      as released: 6,000 steps of 30 crops of 321×321;
+                                                                      62.25 mean IU on val without the CRF (paper)
+    python train.py --config configs/deeplab_largefov.py:voc2012-msc  branches at five scales, which alone learn, added
+                                                                      to the net of voc2012; 64.21 (paper)
+    python train.py --config configs/deeplab_largefov.py:folder       one's own images
 
-With branches at five scales (MSc): --config.model.name=deeplab_msc. The release starts from a VGG-16 whose fc6 was
-thinned out to 3×3×1024 (vgg16_20M.caffemodel).
+The release starts from a VGG-16 whose fc6 was thinned out to 3×3×1024 (vgg16_20M.caffemodel).
 """
 
 from configs import recipes
@@ -26,10 +27,18 @@ def voc2012(config):
     config.train.update(steps=6000, eval_every=1000, checkpoint_every=500, log_every=20)
 
 
+def msc(config):
+    voc2012(config)
+    config.model.name = "deeplab_msc"
+    config.init.update(weights="", workdir="runs/deeplab_largefov-voc2012", skip=("fc8*",))
+    config.optim.frozen = ("conv*", "fc6", "fc7")
+
+
 VARIANTS = {
     "shapes": recipes.shapes,
     "camvid": recipes.camvid,
     "voc2012": voc2012,
+    "voc2012-msc": msc,
     "folder": recipes.folder,
 }
 

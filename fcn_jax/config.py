@@ -217,8 +217,8 @@ def validate(config: Config) -> None:
             f"init.stream_workdirs names {len(config.init.stream_workdirs)} runs for the {len(config.model.streams)} "
             "of model.streams: give one for each"
         )
-    if config.init.skip and not config.init.weights:
-        raise ConfigError(f"init.skip={config.init.skip} needs init.weights, the file whose layers it names")
+    if config.init.skip and not starts:
+        raise ConfigError(f"init.skip={config.init.skip} needs init.weights or init.workdir, whose layers it names")
     plain_sgd = config.optim.name == "sgd" and not config.optim.clip_norm
     if config.loss.normalization == "sum" and plain_sgd and config.optim.lr > 1e-6:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """From one net into the next: what a run starts with when it goes on from other runs (32s → 16s → 8s, late fusion).
 
-Every layer that both have is taken over and must fit; the score layers of finer skips start anew. With several streams
+Every layer that both have is taken over and must fit, but for those that `init.skip` names; the score layers of finer
+skips start anew. With several streams
 each run gives its layers to one of them, under the stream's names.
 """
 
@@ -15,6 +16,7 @@ from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.errors import CheckpointError
 from fcn_jax.inputs import InputSpec
 from fcn_jax.labels import Info, by_head
+from fcn_jax.weights.names import matches
 
 
 def from_runs(workdirs: Mapping[str, str], variables: Any, config: experiment.Config, info: Info) -> tuple[Any, str]:
@@ -32,7 +34,8 @@ def from_runs(workdirs: Mapping[str, str], variables: Any, config: experiment.Co
         _check(field, workdir, config, info, same_input=not stream)
         with Checkpoints(workdir, read_only=True) as checkpoints:
             step, source = checkpoints.restore_variables("best")
-        layers = {layer + stream: leaves for layer, leaves in source["params"].items()}
+        skipped = {layer for layer in source["params"] if any(matches(layer, pattern) for pattern in config.init.skip)}
+        layers = {layer + stream: leaves for layer, leaves in source["params"].items() if layer not in skipped}
         shared = [layer for layer in layers if layer in params]
         for layer in shared:
             ours, theirs = (jax.tree.map(lambda x: x.shape, tree[layer]) for tree in (params, layers))
@@ -43,7 +46,8 @@ def from_runs(workdirs: Mapping[str, str], variables: Any, config: experiment.Co
             raise CheckpointError(f"init.{field}={workdir} has other layers ({', '.join(unknown)}): it is another net")
         merged["params"] |= {layer: layers[layer] for layer in shared}
         for layer, statistics in source.get("batch_stats", {}).items():
-            merged["batch_stats"][layer + stream] = statistics
+            if layer not in skipped:
+                merged["batch_stats"][layer + stream] = statistics
         taken.update(shared)
         steps.append(f"step {step} of {workdir}")
     anew = [layer for layer in params if layer not in taken]

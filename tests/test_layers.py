@@ -62,7 +62,9 @@ def test_folded_statistics_are_scale_and_shift_exactly():
     held["batch_stats"] = {"mean": np.zeros(5, np.float32), "var": np.ones(5, np.float32)}
     found = jax.jit(functools.partial(BatchNorm(epsilon=1e-9).apply, train=False))(held, batch())
     scale, bias = held["params"]["scale"], held["params"]["bias"]
-    np.testing.assert_array_equal(found, jax.jit(lambda x: x * scale[None, None, None] + bias[None, None, None])(batch()))
+    np.testing.assert_array_equal(
+        found, jax.jit(lambda x: x * scale[None, None, None] + bias[None, None, None])(batch())
+    )
 
 
 def test_a_mean_far_from_zero_costs_no_digits():

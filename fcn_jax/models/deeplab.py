@@ -17,8 +17,8 @@ Scores lie on the pixels 0, 8, 16 … exactly; the last resampling is linear bet
 labels of those pixels and up-samples nothing.
 
 The multi-scale variant (MSc) adds five branches, at the image and behind pool1 to pool4, each a 3×3 of stride 8, 4, 2,
-1 and 1 and a 1×1, 128 channels each, which fc8 sees beside fc7. (The strides bring all to an eighth of the image; how
-the paper's did is not said.)
+1 and 1 and a 1×1, 128 channels and dropout of a half each, which fc8 sees beside fc7. (The release scores every branch
+by itself and adds the scores: the same, but for five biases.) It is trained after the net without them, and alone.
 """
 
 from collections.abc import Mapping
@@ -128,7 +128,7 @@ class DeepLab(nn.Module):
             x, grid = (image, IMAGE) if source == "data" else blobs[source]
             for number, (kernel_size, step) in enumerate(((3, stride), (1, 1)), start=1):
                 name = f"{source}_ms{number}"
-                module = self._conv(name, 128, kernel_size, kernel_size // 2, stride=step)
+                module = self._conv(name, 128, kernel_size, kernel_size // 2, stride=step, spread=0.001)
                 x, grid = nn.relu(module(x)), module.grid(grid)
                 x, grid = blobs[name] = dropout(f"drop_{name}", x), grid
             missing = [max(whole - n, 0) for whole, n in zip(size, x.shape[1:3], strict=True)]
@@ -162,14 +162,24 @@ class DeepLab(nn.Module):
         return (*vgg.layer_names(), "fc6", "fc7", *branches)
 
     def _conv(
-        self, name: str, published: int, kernel_size: int, padding: int, dilation: int = 1, stride: int = 1
+        self,
+        name: str,
+        published: int,
+        kernel_size: int,
+        padding: int,
+        dilation: int = 1,
+        stride: int = 1,
+        spread: float | None = None,
     ) -> Conv:
+        """A layer; its kernel starts as He's, or with `spread` as its standard deviation."""
+        init = nn.initializers.he_normal() if spread is None else nn.initializers.normal(spread)
         return Conv(
             channels_of(self, name, published),
             kernel_size,
             padding,
             stride,
             dilation,
+            kernel_init=init,
             dtype=self.dtype,
             precision=self.precision,
             name=name,

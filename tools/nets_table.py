@@ -1,0 +1,150 @@
+"""The family side by side: eight nets on the embedded data set, each trained for a minute and a half, over three seeds.
+
+    python tools/nets_table.py [--runs runs/nets] [--seeds 3]
+
+Trains what is not yet trained (a killed run is resumed), and prints the table in Markdown: mean IU, seconds of the
+whole command, parameters, and for one image of the data set the FLOPs (the compiler's count), the time of a prediction,
+and the memory that the compiled program takes beside its parameters.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fcn_jax import config as experiment
+from fcn_jax import report, state, visualize
+from fcn_jax.data import open_split
+from fcn_jax.labels import class_counts
+from fcn_jax.predict import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config file and what is set besides: widths and steps at which a net ends in 90 seconds on two cores."""
+
+    config: str
+    fields: dict[str, Any]
+
+
+NETS = {
+    "FCN-8s": Run("configs/fcn8s.py", {"train.steps": 900}),
+    "SegNet": Run("configs/segnet.py", {"train.steps": 500, "model.width": 0.125}),
+    "Bayesian SegNet": Run("configs/bayesian_segnet.py", {"train.steps": 500, "model.width": 0.125}),
+    "SegNet-Basic": Run("configs/segnet_basic.py", {"train.steps": 400, "model.width": 0.25}),
+    "FCN-Basic": Run(
+        "configs/segnet_basic.py", {"model.name": "segnet_basic_fcn", "train.steps": 400, "model.width": 0.25}
+    ),
+    "DeconvNet": Run("configs/deconvnet.py", {"train.steps": 500, "model.width": 0.125, "model.fc_width": 128}),
+    "DeepLab-LargeFOV": Run("configs/deeplab_largefov.py", {"train.steps": 500}),
+    "FCN-ResNet50": Run("configs/fcn_resnet.py", {"train.steps": 300, "model.width": 0.125}),
+}
+COMMON = {"train.pictures": 0, "train.eval_every": 0, "train.checkpoint_every": 10_000, "data.shapes.val_images": 200}
+
+
+def main() -> None:
+    """Runs the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/nets"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=list(NETS), help="these nets alone")
+    options = parser.parse_args()
+    for seed in range(options.seeds):
+        for name in options.only:
+            train(name, seed, options.runs)
+    columns = ["mean IU", *(f"seed {seed}" for seed in range(options.seeds)), "training, s", "parameters"]
+    columns += ["GFLOP", "ms an image", "memory, MiB"]
+    print(f"| | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|")
+    for name in options.only:
+        print(row(name, options.runs, options.seeds), flush=True)
+    path = options.runs / "nets.png"
+    visualize.write_png(path, picture(options.only, options.runs))
+    print(f"picture: {path}")
+
+
+def train(name: str, seed: int, runs: Path) -> None:
+    """Trains one net, unless it is trained, and notes how long the command took."""
+    run, workdir = NETS[name], workdir_of(name, seed, runs)
+    fields = COMMON | run.fields | {"seed": seed, "data.shapes.seed": seed}
+    command = [sys.executable, "train.py", "--config", run.config, "--workdir", str(workdir.absolute())]
+    begun = time.perf_counter()
+    subprocess.run(
+        [*command, *(f"--config.{field}={value}" for field, value in fields.items())],
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
+    note = workdir / "seconds.txt"
+    if not note.exists():
+        note.write_text(f"{time.perf_counter() - begun:.1f}\n")
+
+
+def workdir_of(name: str, seed: int, runs: Path) -> Path:
+    """Where a net's run lies."""
+    return runs / f"{name.lower().replace(' ', '-')}-{seed}"
+
+
+def row(name: str, runs: Path, seeds: int) -> str:
+    """A net's line of the table."""
+    scores = [last_score(workdir_of(name, seed, runs)) for seed in range(seeds)]
+    seconds = [float((workdir_of(name, seed, runs) / "seconds.txt").read_text()) for seed in range(seeds)]
+    config = experiment.load(workdir_of(name, 0, runs) / experiment.CONFIG_FILE)
+    source = open_split(config.data, "val")
+    model = experiment.make_model(config, class_counts(source.info))
+    variables = state.init_variables(model, 0)
+    image = jax.device_put(experiment.input_spec(config)(source[0]["image"])[None])
+    compiled = jax.jit(lambda variables, image: jax.numpy.argmax(model.apply(variables, image), axis=-1))
+    program = compiled.lower(variables, image).compile()
+    program(variables, image).block_until_ready()
+    times = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        program(variables, image).block_until_ready()
+        times.append(time.perf_counter() - begun)
+    cost: Any = program.cost_analysis()
+    memory: Any = program.memory_analysis()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    cells = [
+        f"**{100 * np.mean(scores):.1f}**",
+        *(f"{100 * score:.1f}" for score in scores),
+        f"{max(seconds):.0f}",
+        f"{parameters:,}",
+        f"{cost['flops'] / 1e9:.2f}",
+        f"{1000 * statistics.median(times):.1f}",
+        f"{(memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20:.1f}",
+    ]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def last_score(workdir: Path) -> float:
+    """The mean IU of a run's last evaluation."""
+    lines = (workdir / report.METRICS_FILE).read_text().splitlines()
+    return next(entry for entry in map(json.loads, reversed(lines)) if "val/mean_iou" in entry)["val/mean_iou"]
+
+
+def picture(names: list[str], runs: Path, count: int = 2) -> np.ndarray:
+    """Rows of input, each net's labels, and truth, of the first seed."""
+    nets = {name: Predictor.from_workdir(workdir_of(name, 0, runs), "latest") for name in names}
+    config = experiment.load(workdir_of(names[0], 0, runs) / experiment.CONFIG_FILE)
+    source = open_split(config.data, "val")
+    rows = []
+    for index in range(count):
+        example = source[index]
+        panels = [example["image"]]
+        panels += [visualize.colorize(net(example["image"]), source.info.palette) for net in nets.values()]
+        panels.append(visualize.colorize(example["label"], source.info.palette))
+        rows.append(visualize.strip(panels, ["input", *names, "truth"], scale=1))
+    return np.concatenate(rows)
+
+
+if __name__ == "__main__":
+    main()
