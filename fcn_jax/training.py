@@ -36,7 +36,7 @@ from fcn_jax import (
 )
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
-from fcn_jax.errors import CheckpointError
+from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.labels import Info, by_head, class_counts
 from fcn_jax.predict import Predictor
 from fcn_jax.progress import Progress
@@ -59,7 +59,11 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     val_source = data.open_split(config.data, config.data.val_split)
     info = train_source.info
     model = experiment.make_model(config, class_counts(info))
-    abstract = state.abstract_variables(model)
+    try:
+        abstract = state.abstract_variables(model)
+    except ValueError as error:
+        # Fields that each may be set, and that this net cannot have together.
+        raise ConfigError(f"model: {error}") from None
     optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
     schedule = optim.make_schedule(config.optim, config.train.steps)
     spec = experiment.input_spec(config)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from fcn_jax.ops.bilinear import bilinear_kernel, transposed_conv, upsample_bilinear
+from fcn_jax.ops.bilinear import bilinear_kernel, interpolate, transposed_conv, upsample_bilinear
 
 # Kernel and stride of FCN's layers: the first taps and the largest, in units of the last number.
 RELEASED = [
@@ -160,3 +160,15 @@ def test_interpolation_asks_for_the_highest_precision():
         str(jax.make_jaxpr(lambda x: transposed_conv(x, kernel, 2))(x)),
     ):
         assert "HIGHEST" in text
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 4)], ids=str)
+def test_interpolation_with_aligned_corners(shape):
+    """Caffe's Interp by a zoom of 8: cell i lies on pixel 8·i exactly, and between two lies their mixture."""
+    x = np.random.RandomState(0).normal(size=(2, *shape, 3)).astype(np.float32)
+    size = [8 * (n - 1) + 1 for n in shape]
+    found = np.asarray(interpolate(jnp.asarray(x), size, align_corners=True))
+    assert found.shape == (2, *size, 3)
+    np.testing.assert_allclose(found[:, ::8, ::8], x, rtol=1e-6, atol=1e-6)
+    if shape[0] > 1:
+        np.testing.assert_allclose(found[:, 2, ::8], 0.75 * x[:, 0] + 0.25 * x[:, 1], rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
+from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap, sample
 
 VGG_BLOCKS = (2, 2, 3, 3, 3)
 RELEASED_OFFSETS = {32: [19], 16: [5, 27], 8: [5, 9, 31]}
@@ -114,3 +114,23 @@ def test_overlap(first_is_larger):
     np.testing.assert_array_equal(cropped[0, :, 0, 0], [1, 2, 3, 4, 5])
     assert grid.start == 1
     assert grid.receptive_field(2) == (2, 5)  # of `early` cell 5 and of `late` cell 2, by their own counts
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "rows"),
+    [
+        (IMAGE.conv(3, 8, 1), (3, 2), [0, 8, 16]),  # centred on a pixel
+        (IMAGE.conv(2, 2), (4, 2), [1, 3, 5, 7]),  # between two: the latter
+        (IMAGE.conv(1, 4, 4), (3, 2), [-4, 0, 4]),  # starts in the padding
+        (IMAGE, (3, 3), [0, 1, 2]),
+    ],
+)
+def test_labels_are_sampled_where_cells_are_centred(grid, size, rows):
+    labels = np.arange(1, 12 * 9 + 1, dtype=np.uint8).reshape(1, 12, 9)
+    found = np.asarray(sample(jnp.asarray(labels), grid, size, 255))
+    assert found.shape == (1, *size) and found.dtype == np.uint8
+    start, step = rows[0], rows[1] - rows[0]
+    for i, j in np.ndindex(*size):
+        row, column = start + step * i, start + step * j
+        inside = 0 <= row < 12 and 0 <= column < 9
+        assert found[0, i, j] == (labels[0, row, column] if inside else 255)

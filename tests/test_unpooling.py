@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fcn_jax.ops.convolution import conv2d
 from fcn_jax.ops.pooling import max_pool
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool, unpool_corner, unpool_nearest
 
@@ -128,3 +129,38 @@ def test_neither_scatter_nor_gather():
     text = jax.jit(jax.value_and_grad(loss)).lower(with_ties((6, 7))).as_text()
     assert "select" in text
     assert "scatter" not in text and "gather" not in text
+
+
+def _net(pool, up):
+    """Three poolings and the ways back up, with features worth holding: 64 channels at full size."""
+
+    def apply(x, kernels):
+        held = []
+        for kernel in kernels[:3]:
+            x = jax.nn.relu(conv2d(x, kernel, padding=1))
+            size = x.shape[1:3]
+            x, rest = pool(x)
+            held.append((rest, size))
+        for kernel in kernels[3:]:
+            rest, size = held.pop()
+            x = jax.nn.relu(conv2d(up(x, rest, size), kernel, padding=1))
+        return jnp.argmax(x, axis=-1).astype(jnp.uint8)
+
+    return apply
+
+
+def test_two_bits_a_window_live_between_encoder_and_decoder():
+    """By the compiler's own figures, beside the common form, which compares features with what was pooled of them."""
+
+    def compared(x, features, size):
+        return jnp.where(features == unpool_nearest(max_pool(features), size), unpool_nearest(x, size), 0)
+
+    def bytes_of(pool, up):
+        image = jax.ShapeDtypeStruct((1, 96, 96, 64), jnp.float32)
+        kernels = [jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)] * 6
+        memory: Any = jax.jit(_net(pool, up)).lower(image, kernels).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    features = 96 * 96 * 64 * 4
+    small, large = bytes_of(max_pool_with_places, unpool), bytes_of(lambda x: (max_pool(x), x), compared)
+    assert large - small > 0.9 * features
