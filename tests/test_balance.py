@@ -59,6 +59,7 @@ def test_a_config_names_the_file(tmp_path):
         config.loss.balancing = formula
         experiment.validate(config)
         found = experiment.class_weights(config, THREE)
+        assert found is not None
         np.testing.assert_allclose(found, weigh(balance.count(Source())), rtol=1e-6)
 
 

@@ -27,7 +27,7 @@ def variables() -> dict[str, Any]:
     return jax.tree.map(lambda x: x.astype(np.float32), {"params": params, "batch_stats": stats})
 
 
-def norm(**fields) -> BatchNorm:
+def norm(**fields) -> Any:
     return BatchNorm(0.9, EPSILON, **fields)
 
 
@@ -152,7 +152,7 @@ def test_a_deconvolution_is_the_padded_convolution_with_the_flipped_kernel():
 
 
 def test_the_layer_has_a_kernel_in_by_out():
-    layer = Deconv(4, 3, 1)
+    layer: Any = Deconv(4, 3, 1)
     held = layer.init(jax.random.key(0), jnp.zeros((1, 5, 6, 3)))
     assert jax.tree.map(lambda x: x.shape, held) == {"params": {"kernel": (3, 3, 3, 4), "bias": (4,)}}
     assert isinstance(layer, nn.Module) and layer.apply(held, jnp.zeros((1, 5, 6, 3))).shape == (1, 5, 6, 4)

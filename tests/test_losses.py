@@ -1,5 +1,7 @@
 """The losses: by hand, void pixels against their removal, and what no label and no logit may do."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from fcn_jax.losses import MAX_PIXEL_LOSS, cross_entropy, dice, focal, lovasz, t
 VOID = [255, 21, 200]  # "not there", and two values that are no class of four
 
 
-def scene(seed=0, classes=4, shape=(2, 3, 5)):
+def scene(seed=0, classes=4, shape=(2, 3, 5)) -> Any:
     """Logits and int32 labels, a third of which are no class."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, shape)

@@ -224,7 +224,7 @@ def even(batch):
 
 def test_running_statistics_are_part_of_the_state(even):
     begun, after, _ = normed_step(even)
-    x = Conv(4, 2, 0, 2).apply({"params": begun.params["first"]}, even["image"])
+    x: Any = Conv(4, 2, 0, 2).apply({"params": begun.params["first"]}, even["image"])
     np.testing.assert_allclose(after.batch_stats["norm"]["mean"], 0.5 * np.mean(x, (0, 1, 2)), rtol=1e-5, atol=1e-6)
 
 
@@ -233,7 +233,7 @@ def test_each_part_has_its_own_statistics(even):
     begun, after, _ = normed_step(even, accumulate=2)
     running = np.zeros(4)
     for part in (even["image"][:2], even["image"][2:]):
-        x = Conv(4, 2, 0, 2).apply({"params": begun.params["first"]}, part)
+        x: Any = Conv(4, 2, 0, 2).apply({"params": begun.params["first"]}, part)
         running = 0.5 * running + 0.5 * np.mean(x, (0, 1, 2))
     np.testing.assert_allclose(after.batch_stats["norm"]["mean"], running, rtol=1e-5, atol=1e-6)
 

@@ -99,7 +99,7 @@ def row(name: str, runs: Path, seeds: int) -> str:
     seconds = [float((workdir_of(name, seed, runs) / "seconds.txt").read_text()) for seed in range(seeds)]
     config = experiment.load(workdir_of(name, 0, runs) / experiment.CONFIG_FILE)
     source = open_split(config.data, "val")
-    model = experiment.make_model(config, class_counts(source.info))
+    model: Any = experiment.make_model(config, class_counts(source.info))
     variables = state.init_variables(model, 0)
     image = jax.device_put(experiment.input_spec(config)(source[0]["image"])[None])
     compiled = jax.jit(lambda variables, image: jax.numpy.argmax(model.apply(variables, image), axis=-1))

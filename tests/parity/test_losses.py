@@ -32,7 +32,7 @@ def test_value_and_gradient(archive, case):
     class_weights = None if described["weights"] is None else jnp.asarray(described["weights"], jnp.float32)
     logits = jnp.moveaxis(archive[f"{case}.logits"], 1, -1)
     labels = archive[f"{case}.label"][:, 0]
-    labels = np.where(np.isin(labels, described["ignore"]), 255, labels)
+    labels = jnp.where(np.isin(labels, described["ignore"]), 255, labels)
 
     def loss(logits):
         total, count = losses.cross_entropy(logits, labels, class_weights)
