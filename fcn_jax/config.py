@@ -107,6 +107,7 @@ def default() -> Config:
     config.loss.balancing = "median_frequency"  # which of the file's weights: or "enet", "inverse"
     config.loss.count_weights = False  # divide by the pixels' weights, as PyTorch does, and not by their number
     config.loss.auxiliary = 0.5  # weight of an auxiliary head
+    config.loss.fused = True  # row by row from the coarse scores, where net and loss allow it, without full-size logits
     config.loss.at_scores = False  # compare the coarse scores, with the labels of the pixels they are centred on
     config.loss.normalization = "valid_mean"  # or "sum", "part_mean": see steps.NORMALIZATIONS
 

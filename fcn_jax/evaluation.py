@@ -6,6 +6,7 @@ Results are given by head: the only one of most nets is called "".
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fcn_jax import metrics, parallel, report, uncertainty, visualize
+from fcn_jax import metrics, parallel, report, steps, uncertainty, visualize
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
 from fcn_jax.labels import DatasetInfo, by_head, is_class, only_head
+from fcn_jax.ops.resampling import map_rows
 
 
 @dataclasses.dataclass
@@ -111,9 +113,15 @@ def prediction_folder(folder: Path, split: str) -> Path:
 def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
     """Gives the jitted `predict(variables, image f32 [b h w c]) -> label u8 [b h w]`, by head if there are several."""
 
+    def label(logits: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
     def predict(variables: Any, image: jax.Array) -> Any:
-        logits = by_head(model.apply(variables, image, train=False))
-        return only_head({head: jnp.argmax(scores, axis=-1).astype(jnp.uint8) for head, scores in logits.items()})
+        resampling = steps.last_resampling(model, variables, image)
+        coarse: dict[str, Any] = {} if resampling is None else {"upsample": False}
+        scores = by_head(model.apply(variables, image, train=False, **coarse))
+        labelled = label if resampling is None else partial(map_rows, label, resampling=resampling)
+        return only_head({head: labelled(each) for head, each in scores.items()})
 
     return jax.jit(predict)
 

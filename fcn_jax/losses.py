@@ -4,6 +4,7 @@ A pixel labelled 255, or with any value that is no class, adds nothing to value,
 the labels alone. Losses of pixels count pixels; Dice and Lovász, which are of whole images, count images.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +15,21 @@ import numpy as np
 
 from fcn_jax.labels import is_class
 
-Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss `(logits, labels) -> (sum, count)`, and whether it can be put together from parts of the images.
+
+    `sums(logits, labels)` of several parts of the same images add up, and `finish` makes the loss of their total.
+    """
+
+    sums: Callable[[jax.Array, jax.Array], Any]
+    finish: Callable[[Any], tuple[jax.Array, jax.Array]] = tuple
+    by_parts: bool = True  # False: all pixels of an image are needed at once
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.finish(self.sums(logits, labels))
+
 
 # Caffe clamps a pixel's probability at the smallest normal float: the value of the loss, not its gradient.
 MAX_PIXEL_LOSS = float(-np.log(np.finfo(np.float32).tiny))
@@ -73,12 +88,20 @@ def dice(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Logits `[b h w c]`, labels `[b h w]`. Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016, section 3.
     """
+    return _dice_of(_dice_sums(logits, labels))
+
+
+def _dice_sums(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Σpg, Σp² and Σg of each image and class, `[b c]`."""
     probability, truth, valid = _of_all(logits, labels)
     probability = jnp.where(valid[..., None], probability, 0)
-    shared = jnp.sum(probability * truth, axis=(1, 2))
-    sizes = jnp.sum(probability**2, axis=(1, 2)) + jnp.sum(truth, axis=(1, 2))
-    present = jnp.any(truth > 0, axis=(1, 2))
-    return _over_images(1 - 2 * shared / jnp.where(present, sizes, 1), present)
+    return tuple(jnp.sum(x, axis=(1, 2)) for x in (probability * truth, probability**2, truth))
+
+
+def _dice_of(sums: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    shared, squares, truths = sums
+    present = truths > 0
+    return _over_images(1 - 2 * shared / jnp.where(present, squares + truths, 1), present)
 
 
 def lovasz(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,22 +125,25 @@ def lovasz(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 # By the name in a config's `loss.name`.
-LOSSES: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
-    "cross_entropy": cross_entropy,
-    "focal": focal,
-    "top_k": top_k,
-    "dice": dice,
-    "lovasz": lovasz,
+LOSSES = {
+    "cross_entropy": Loss(cross_entropy),
+    "focal": Loss(focal),
+    "top_k": Loss(top_k, by_parts=False),
+    "dice": Loss(_dice_sums, _dice_of),
+    "lovasz": Loss(lovasz, by_parts=False),
 }
 
 
 def make_loss(fields: Any, class_weights: np.ndarray | None = None) -> Loss:
-    """The loss of a config's `loss` group, `(logits, labels) -> (sum, count)`."""
+    """The loss of a config's `loss` group."""
+    loss = LOSSES[fields.name]
+    options: dict[str, Any] = {"focal": {"gamma": fields.gamma}, "top_k": {"fraction": fields.fraction}}.get(
+        fields.name, {}
+    )
     if fields.name == "cross_entropy" and class_weights is not None:
         weights = jnp.asarray(class_weights, jnp.float32)
-        return partial(cross_entropy, class_weights=weights, count_weights=fields.count_weights)
-    options = {"focal": {"gamma": fields.gamma}, "top_k": {"fraction": fields.fraction}}.get(fields.name, {})
-    return partial(LOSSES[fields.name], **options)
+        options = {"class_weights": weights, "count_weights": fields.count_weights}
+    return dataclasses.replace(loss, sums=partial(loss.sums, **options))
 
 
 def _of_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

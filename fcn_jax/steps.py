@@ -22,6 +22,7 @@ from fcn_jax import losses, metrics, optim
 from fcn_jax.labels import IGNORE, by_head, only_head
 from fcn_jax.losses import Loss
 from fcn_jax.ops.grid import sample
+from fcn_jax.ops.resampling import Resampling, sum_over_rows
 from fcn_jax.state import TrainState
 
 # What the summed loss is divided by. `sum`: images (Caffe's normalize: false). `valid_mean`: what the loss counts in
@@ -36,7 +37,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     normalization: str,
-    loss: Loss = losses.cross_entropy,
+    loss: Loss = losses.LOSSES["cross_entropy"],
+    fused: bool = True,
     auxiliary: float = 0.5,
     at_scores: bool = False,
     accumulate: int = 1,
@@ -47,21 +49,27 @@ def make_train_step(
 
     The batch holds `image` f32 `[b h w c]`, `label` `[b h w]` and `index` i32 `[b]`, each example's place in the global
     batch. What is differentiated is `loss(logits, labels)` summed over all devices, divided as NORMALIZATIONS says; an
-    auxiliary head's is added, times `auxiliary`. With `at_scores` the coarse scores are scored, against the labels of
-    the pixels that they are centred on, and nothing is up-sampled. With `accumulate` k the batch is run as k parts
-    after each other, for the same result in less memory, but that batch norm sees a part at a time.
+    auxiliary head's is added, times `auxiliary`. It is computed row block by row block where net and loss allow that
+    and `fused` does not forbid it: logits of full size are then never held. With `at_scores` the coarse scores are
+    scored, against the labels of the pixels that they are centred on, and nothing is up-sampled. With `accumulate` k
+    the batch is run as k parts after each other, for the same result in less memory, but that batch norm sees a part
+    at a time.
 
     The report holds `loss_sum` and `pixels` (what the loss counts), whose quotient is the mean loss, and
     `gradient_norms`, one for each parameter. A step that meets a non-finite loss or gradient reports so and leaves
     parameters, statistics and buffers as they were, so that what caused it can be looked at.
     """
     frozen = tuple(frozen)
-    coarse: dict[str, Any] = {"upsample": False} if at_scores else {}
 
     def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if at_scores:
             batch = batch | {"label": _at_scores(model, state.variables, batch)}
+        resampling = None
+        if fused and loss.by_parts and not at_scores:
+            share = batch["image"].shape[0] // accumulate
+            resampling = last_resampling(model, state.variables, batch["image"][:share])
+        coarse: dict[str, Any] = {"upsample": False} if at_scores or resampling is not None else {}
         # Only a net with batch norm has use for the other devices while it runs.
         net = model.clone(axis_name=axis_name) if state.batch_stats else model
 
@@ -84,7 +92,11 @@ def make_train_step(
             )
             sums, total = {}, 0
             for head, scores, weight in _scored(logits, part["label"], auxiliary):
-                value, _ = loss(scores, by_head(part["label"])[head])
+                labels = by_head(part["label"])[head]
+                if resampling is None:
+                    value, _ = loss(scores, labels)
+                else:
+                    value, _ = loss.finish(sum_over_rows(loss.sums, scores, labels, resampling))
                 sums.setdefault(head, value)  # of an auxiliary head nothing is reported
                 total += weight * value / divisors[head].astype(value.dtype)
             return total, (sums, changed.get("batch_stats", {}))
@@ -138,6 +150,14 @@ def _scored(logits: Any, labels: Any, auxiliary: float) -> Iterable[tuple[str, j
     return [("", scores, auxiliary if place else 1.0) for place, scores in enumerate(logits.values())]
 
 
+def last_resampling(model: Any, variables: Any, image: jax.Array) -> Resampling | None:
+    """A net's last resampling to pixels, where it has one that can be computed a few rows at a time."""
+    if not hasattr(model, "resampling"):
+        return None
+    scores = jax.eval_shape(partial(model.apply, upsample=False), variables, image)
+    return model.resampling(jax.tree.leaves(scores)[0].shape[1:3], image.shape[1:3])
+
+
 def _at_scores(model: nn.Module, variables: Any, batch: Batch) -> Any:
     """The labels of the pixels that the coarse scores are centred on, 255 beyond the image, by head if several."""
     apply = partial(model.apply, upsample=False)
@@ -173,13 +193,15 @@ def _or_one(counts: jax.Array) -> jax.Array:
 def make_eval_step(model: nn.Module) -> Callable[..., Any]:
     """Gives `eval_step(variables, batch, axis_name=None) -> confusion matrix i32 [c c]` of the whole batch."""
 
+    def counted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return metrics.confusion(labels, jnp.argmax(logits, axis=-1), logits.shape[-1])
+
     def eval_step(variables: Any, batch: Batch, axis_name: str | None = None) -> Any:
-        logits = by_head(model.apply(variables, batch["image"], train=False))
-        labels = by_head(batch["label"])
-        matrices = {
-            head: metrics.confusion(labels[head], jnp.argmax(scores, axis=-1), scores.shape[-1])
-            for head, scores in logits.items()
-        }
+        resampling = last_resampling(model, variables, batch["image"])
+        coarse: dict[str, Any] = {} if resampling is None else {"upsample": False}
+        scores, labels = by_head(model.apply(variables, batch["image"], train=False, **coarse)), by_head(batch["label"])
+        count = counted if resampling is None else partial(sum_over_rows, counted, resampling=resampling)
+        matrices = {head: count(each, labels[head]) for head, each in scores.items()}
         matrices = matrices if axis_name is None else lax.psum(matrices, axis_name)
         return only_head(matrices)
 

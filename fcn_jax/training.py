@@ -88,6 +88,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                 model,
                 optimizer,
                 loss=losses.make_loss(config.loss, experiment.class_weights(config, info)),
+                fused=config.loss.fused,
                 auxiliary=config.loss.auxiliary,
                 at_scores=config.loss.at_scores,
                 normalization=config.loss.normalization,

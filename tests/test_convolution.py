@@ -1,11 +1,14 @@
 """The patch form of a convolution is the convolution; the machine it is lowered for decides which one runs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from fcn_jax.ops import convolution
 from fcn_jax.ops.convolution import conv2d
 
 
@@ -81,21 +84,27 @@ def test_a_kernel_need_not_be_square():
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "channels", "on_cpu"), [(3, 5, True), (5, 5, False), (7, 5, False), (3, 4, False), (1, 5, True)]
+    ("kernel_size", "channels", "size", "on_cpu"),
+    [(3, 5, 9, True), (3, 3, 9, True), (7, 5, 9, True), (7, 5, 6, False), (5, 128, 9, False), (1, 5, 9, True)],
 )
 @pytest.mark.parametrize("differentiate", [False, True])
-def test_the_platform_decides(kernel_size, channels, on_cpu, differentiate):
-    """Only CPUs run patches, and lowering for a TPU from here leaves nothing of them behind."""
+def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate):
+    """Only CPUs run patches: kernels large for their map whole, others for the kernel's gradient alone.
+
+    Lowering for a TPU from here leaves nothing of them behind.
+    """
 
     def run(x, kernel):
         return jnp.sum(conv2d(x, kernel, padding=kernel_size // 2))
 
     function = jax.jit(jax.grad(run, argnums=(0, 1)) if differentiate else run)
-    shapes = (1, 9, 9, channels), (kernel_size, kernel_size, channels, 4)
+    shapes = (1, size, size, channels), (kernel_size, kernel_size, channels, 4)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     traced = function.trace(*shapes)
     lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
     assert ("stablehlo.convolution" in lowered["cpu"]) == on_cpu
+    by_patches = kernel_size > 1 and (differentiate or not on_cpu)
+    assert ("stablehlo.dot_general" in lowered["cpu"]) == by_patches
     assert "stablehlo.convolution" in lowered["tpu"]
     assert "stablehlo.dot_general" not in lowered["tpu"]
     assert "stablehlo.concatenate" not in lowered["tpu"]
@@ -176,7 +185,8 @@ def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
     traced = function.trace(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
     lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
     assert "group_count = 2" not in lowered["cpu"]
-    assert ("stablehlo.convolution" in lowered["cpu"]) == (kernel_size == 3)
+    assert "stablehlo.convolution" in lowered["cpu"]
+    assert ("stablehlo.dot_general" in lowered["cpu"]) == differentiate
     assert "group_count = 2" in lowered["tpu"]
     assert "stablehlo.dot_general" not in lowered["tpu"]
 
@@ -184,4 +194,46 @@ def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
 def test_precision_is_handed_on_to_groups():
     x, kernel = grouped_scene((6, 5), 3, groups=2, inputs=5, outputs=2)
     text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, groups=2, precision=lax.Precision.HIGHEST))(x))
-    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 3  # whole, and group by group
+    # Whole; and group by group, each for accelerators and for CPUs.
+    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1 + 2 * 2
+
+
+# Row by row
+
+
+@pytest.mark.parametrize("values", [200, 2000])
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 0, 2)])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_rows_at_a_time_equal_the_whole(monkeypatch, values, stride, padding, dilation, kernel_size):
+    """However many rows the patches are made for, and with all derivatives: reverse, forward, one over the other."""
+    monkeypatch.setattr(convolution, "_PATCH_VALUES", values)
+    x, kernel = scene((23, 18), kernel_size)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+
+    def ours(x, kernel):
+        return conv2d(x, kernel, **options)
+
+    def theirs(x, kernel):
+        return native(x, kernel, **options)
+
+    weights = np.random.RandomState(5).normal(size=theirs(x, kernel).shape).astype(np.float32)
+    for function in (
+        lambda f: f(x, kernel),
+        lambda f: jax.grad(lambda x, k: jnp.sum(weights * f(x, k)), (0, 1))(x, kernel),
+        lambda f: jax.jvp(f, (x, kernel), (x + 1, kernel - 1))[1],
+        lambda f: jax.jvp(jax.grad(lambda k: jnp.sum(f(x, k) ** 3)), (kernel,), (kernel + 1,))[1],
+        lambda f: jax.vmap(jax.grad(lambda k, w: jnp.sum(w * f(x, k))), (None, 0))(
+            kernel, np.stack([weights, -weights])
+        ),
+    ):
+        for a, b in zip(
+            jax.tree.leaves(jax.jit(partial(function, ours))()), jax.tree.leaves(function(theirs)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+def test_a_gradient_that_nobody_wants_is_not_computed():
+    """Of an image: the tangent of its convolution would be one of zeros."""
+    x, kernel = scene((9, 8), 3)
+    text = str(jax.make_jaxpr(lambda k: jax.jvp(lambda k: conv2d(x, k, padding=1), (k,), (k,))[1])(kernel))
+    assert text.count("conv_general_dilated[") == 3  # of accelerators: value and tangent; of CPUs: the value

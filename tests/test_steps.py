@@ -279,7 +279,8 @@ def test_scores_are_compared_where_they_are_centred(even):
 @pytest.mark.parametrize("count_weights", [False, True])
 def test_weighted_losses_are_divided_by_what_they_count(params, batch, count_weights):
     weights = jnp.array([0.5, 2.0, 3.0])
-    loss = functools.partial(losses.cross_entropy, class_weights=weights, count_weights=count_weights)
+    weighted = functools.partial(losses.cross_entropy, class_weights=weights, count_weights=count_weights)
+    loss = losses.Loss(weighted)
 
     def whole(params):
         total, count = loss(apply(params, batch["image"]), batch["label"])

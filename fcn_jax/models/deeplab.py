@@ -21,7 +21,7 @@ The multi-scale variant (MSc) adds five branches, at the image and behind pool1 
 by itself and adds the scores: the same, but for five biases.) It is trained after the net without them, and alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +34,7 @@ from fcn_jax.models.layers import Conv, Dropout, channels_of
 from fcn_jax.ops import bilinear
 from fcn_jax.ops.grid import IMAGE, Grid
 from fcn_jax.ops.pooling import average_pool, max_pool
+from fcn_jax.ops.resampling import Resampling
 
 SCORES = "fc8_voc12"
 STRIDE = 8
@@ -77,10 +78,7 @@ class DeepLab(nn.Module):
         taps = {name: x for name, (x, _) in self.blobs(image, train, example_index).items()}
         logits = taps[SCORES]
         if upsample:
-            height, width = image.shape[1:3]
-            cells = logits.shape[1:3]
-            whole = bilinear.interpolate(logits, [STRIDE * (n - 1) + 1 for n in cells], align_corners=True)
-            logits = taps["fc8_interp"] = whole[:, :height, :width]
+            logits = taps["fc8_interp"] = self.resampling(logits.shape[1:3], image.shape[1:3])(logits)
         return (logits, taps) if return_taps else logits
 
     @nn.compact
@@ -143,6 +141,11 @@ class DeepLab(nn.Module):
     def score_grid(self) -> Grid:
         """Where the scores of `upsample=False` lie: on every eighth pixel from the first on."""
         return self.grids()[SCORES]
+
+    def resampling(self, cells: Sequence[int], size: Sequence[int]) -> Resampling:
+        """The last interpolation, of scores of `cells` (h, w), the first on the first pixel, to `size` (H, W)."""
+        whole = bilinear.interpolation(cells, [STRIDE * (n - 1) + 1 for n in cells], align_corners=True)
+        return whole.crop(*size)
 
     def first_layers(self) -> tuple[str, ...]:
         """The layer that sees the image (beside MSc's own branch)."""

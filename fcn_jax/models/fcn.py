@@ -30,7 +30,9 @@ import numpy as np
 from fcn_jax.models import trunks
 from fcn_jax.models.layers import Conv, Dropout, Upsample
 from fcn_jax.models.trunks import TRUNKS, Blobs
+from fcn_jax.ops import bilinear
 from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
+from fcn_jax.ops.resampling import Resampling
 
 # Up-sampling layers by the stride of the finest scores: a step of two before each skip, and the last to pixels.
 UPSAMPLING = {32: ("upscore",), 16: ("upscore2", "upscore16"), 8: ("upscore2", "upscore_pool4", "upscore8")}
@@ -147,6 +149,16 @@ class FCN(nn.Module):
         names = [name for name in grids if name.startswith(("score_fr", "score_fused", "fuse_pool"))]
         return min((grids[name] for name in names), key=lambda grid: grid.step)
 
+    def resampling(self, cells: tuple[int, int], size: tuple[int, int]) -> Resampling | None:
+        """The last up-sampling, of scores of `cells` (h, w) to an image of `size` (H, W); None where it is learned."""
+        *_, last = UPSAMPLING[self.stride]
+        forms = {self._upsampling_form(last + head) for head in self._heads()}
+        if forms != {"fixed"}:
+            return None
+        kernel = self._last_kernel()
+        offset = self.score_grid().transposed_conv(kernel, self.stride).offset_of(IMAGE)
+        return bilinear.upsampling(cells, kernel, self.stride, offset=offset, size=size)
+
     def first_layers(self) -> tuple[str, ...]:
         """The layers that see the image: one a stream."""
         return tuple(TRUNKS[self.trunk].layers[0] + stream for stream in self.streams)
@@ -222,5 +234,7 @@ class FCN(nn.Module):
         return x.astype(np.promote_types(x.dtype, np.float32))
 
     def _upsample(self, name: str, kernel_size: int, stride: int) -> Upsample:
-        form = self.upsampling if isinstance(self.upsampling, str) else self.upsampling.get(name, "fixed")
-        return Upsample(kernel_size, stride, form, name=name)
+        return Upsample(kernel_size, stride, self._upsampling_form(name), name=name)
+
+    def _upsampling_form(self, name: str) -> str:
+        return self.upsampling if isinstance(self.upsampling, str) else self.upsampling.get(name, "fixed")

@@ -9,6 +9,7 @@ image's size; in training an auxiliary head on the stage before.
 Source: torchvision/models/segmentation/fcn.py; weights `fcn_resnet50_coco`, `fcn_resnet101_coco`.
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ from fcn_jax.models import resnet
 from fcn_jax.models.layers import BatchNorm, Conv, Dropout
 from fcn_jax.ops import bilinear
 from fcn_jax.ops.grid import Grid
+from fcn_jax.ops.resampling import Resampling
 
 BACKBONE = "backbone."
 STRIDE = 8
@@ -85,6 +87,10 @@ class FCNResNet(nn.Module):
             scores = {name: bilinear.interpolate(x, image.shape[1:3]) for name, x in scores.items()}
         logits = scores if train and self.auxiliary else scores["out"]
         return (logits, taps) if return_taps else logits
+
+    def resampling(self, cells: Sequence[int], size: Sequence[int]) -> Resampling:
+        """The last interpolation, of scores of `cells` (h, w) to an image of `size` (H, W)."""
+        return bilinear.interpolation(cells, size)
 
     def first_layers(self) -> tuple[str, ...]:
         """The layer that sees the image."""

@@ -9,9 +9,10 @@ would multiply in bfloat16, and in an up-sampling of 32 that moves boundaries.
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from fcn_jax.ops.resampling import Resampling
 
 
 def bilinear_kernel(size: int) -> np.ndarray:
@@ -24,23 +25,29 @@ def bilinear_kernel(size: int) -> np.ndarray:
     return 1 - np.abs(np.arange(size) - center) / factor
 
 
+def upsampling(
+    cells: Sequence[int], kernel: int, stride: int, *, offset: int = 0, size: Sequence[int] | None = None
+) -> Resampling:
+    """The fixed bilinear transposed convolution of a map of `cells` (h, w), as a resampling.
+
+    It gives the part of the output from `offset` on, `size` (H, W) pixels of it, all by default. Raises ValueError for
+    a part that the output does not have.
+    """
+    matrices = []
+    for axis, count in enumerate(cells):
+        full = stride * (count - 1) + kernel
+        length = full - offset if size is None else size[axis]
+        if not 0 <= offset <= offset + length <= full:
+            raise ValueError(f"cannot cut {length} from {offset} on out of {full} up-sampled pixels")
+        matrices.append(_interpolation_matrix(count, kernel, stride, offset, length))
+    return Resampling(*matrices)
+
+
 def upsample_bilinear(
     x: jax.Array, kernel: int, stride: int, *, offset: int = 0, size: tuple[int, int] | None = None
 ) -> jax.Array:
-    """Up-samples each channel of `x [b h w c]` alone by the fixed bilinear kernel, to `[b H W c]`.
-
-    The result is the part of the transposed convolution's output from `offset` on, `size` pixels of it (all by
-    default), computed without the rest. Two products with narrow banded matrices, one an axis.
-    """
-    for axis in (1, 2):
-        full = stride * (x.shape[axis] - 1) + kernel
-        length = full - offset if size is None else size[axis - 1]
-        if not 0 <= offset <= offset + length <= full:
-            raise ValueError(f"cannot cut {length} from {offset} on out of {full} up-sampled pixels")
-        matrix = _interpolation_matrix(x.shape[axis], kernel, stride, offset, length).astype(x.dtype)
-        product = jnp.tensordot(matrix, x, axes=((1,), (axis,)), precision=lax.Precision.HIGHEST)
-        x = jnp.moveaxis(product, 0, axis)
-    return x
+    """Up-samples each channel of `x [b h w c]` alone by the fixed bilinear kernel, to `[b H W c]`; see `upsampling`."""
+    return upsampling(x.shape[1:3], kernel, stride, offset=offset, size=size)(x)
 
 
 def _interpolation_matrix(cells: int, kernel: int, stride: int, offset: int, length: int) -> np.ndarray:
@@ -51,21 +58,25 @@ def _interpolation_matrix(cells: int, kernel: int, stride: int, offset: int, len
     return np.where(inside, taps[np.where(inside, position, 0)], 0.0)
 
 
-def interpolate(x: jax.Array, size: Sequence[int], align_corners: bool = False) -> jax.Array:
-    """A map `[b h w c]` at another size `(H, W)`: linear between the cells' centres, constant beyond the outermost.
+def interpolation(cells: Sequence[int], size: Sequence[int], align_corners: bool = False) -> Resampling:
+    """A map of `cells` (h, w) at another `size` (H, W): linear between the cells' centres, constant beyond them.
 
     PyTorch's `interpolate`; with `align_corners` the outermost cells lie on the outermost pixels, as in DeepLab's
     `Interp` layer. No transposed convolution: nothing fades at the borders.
     """
-    if align_corners:
-        for axis, length in zip((1, 2), size, strict=True):
-            place = np.linspace(0, x.shape[axis] - 1, length)[:, None] - np.arange(x.shape[axis])
-            matrix = np.maximum(0, 1 - np.abs(place)).astype(np.promote_types(x.dtype, np.float32))
-            product = jnp.tensordot(matrix, x, axes=((1,), (axis,)), precision=lax.Precision.HIGHEST)
-            x = jnp.moveaxis(product, 0, axis)
-        return x
-    shape = (x.shape[0], *size, x.shape[-1])
-    return jax.image.resize(x, shape, "linear", antialias=False, precision=lax.Precision.HIGHEST)
+    matrices = []
+    for count, length in zip(cells, size, strict=True):
+        if align_corners:
+            place = np.linspace(0, count - 1, length)
+        else:
+            place = np.clip((np.arange(length) + 0.5) * (count / length) - 0.5, 0, count - 1)
+        matrices.append(np.maximum(0, 1 - np.abs(place[:, None] - np.arange(count))))
+    return Resampling(*matrices)
+
+
+def interpolate(x: jax.Array, size: Sequence[int], align_corners: bool = False) -> jax.Array:
+    """A map `[b h w c]` at another size `(H, W)`; see `interpolation`."""
+    return interpolation(x.shape[1:3], size, align_corners)(x)
 
 
 def transposed_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

@@ -1,25 +1,37 @@
 """Convolutions of NHWC maps with HWIO kernels, lowered to what is fast on the machine at hand.
 
-XLA's own convolutions are the rule. On CPUs there are three exceptions. The first two are written as shifted slices
-(patches) times a matrix. Large kernels: fc6, 7×7 over 512 channels, runs at less than half the rate of a matrix
-product, and with padding on a map smaller than the kernel it falls into a naive loop (12 s forward for an image of
-180×240). And few input channels, a net's first layer, for the sake of precision: XLA sums the kernel's gradient one
-pixel after another in float32 (3 to 64 channels, 283×317 pixels: largest error 8e-6 of the largest value, by patches
-4e-7). Groups, third, are computed one after another, each as a convolution of its own. The choice is made when the
-program is lowered, so the same function compiles for a TPU from a laptop.
+XLA's own convolutions are the rule, and accelerators get nothing else. The choice is made when the program is lowered,
+so the same function compiles for a TPU from a laptop. On CPUs there are three exceptions, read off measurements (two
+cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
 
-Measured on two CPU cores, jax 0.10.2, one 12×15 map of 512 channels to 4096, 7×7, "same": forward 0.81 s by XLA's
-convolution and 0.43 s by patches, with both gradients 4.2 s and 1.5 s. AlexNet's conv2 on 34×34, two groups: forward
-38 ms by XLA's grouped convolution and 10 ms one by one, with both gradients 169 ms and 24 ms. (The machine was busy:
-read the ratios.)
+    what                                          XLA's own             here
+    kernel gradient, 3×3, 64 channels, 160×224    11–15 GFLOP/s         61–87
+        128 channels, 80×112                      45–59                 105
+        256 channels, 40×56                       77–81                 132
+        16 channels, 128×128                      33–42                 50
+    forward, 7×7, 512 to 4096 channels, 12×15     0.81 s                0.43 s; with gradients 4.2 s and 1.5 s
+    two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms                 10 ms; with gradients 169 ms and 24 ms
+
+The first two are patches (shifted slices) times a matrix. Kernel gradients are so wherever there is a kernel to speak
+of; that also sums them in blocks, where XLA adds one pixel after another (3 to 64 channels, 283×317 pixels: largest
+error 8e-6 of the largest value, by patches 4e-7). Whole convolutions are so where the kernel is large for its map; with
+padding on a map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while
+on large maps its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for
+some rows at a time, so that they stay in the cache and never take much memory. Groups, third, are computed one after
+another.
 """
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-_PATCHES_FROM_KERNEL = 5
-_PATCHES_UP_TO_CHANNELS = 4
+_LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
+_PATCH_VALUES = 2**20  # made at a time
 
 
 def conv2d(
@@ -37,18 +49,7 @@ def conv2d(
     `h' = floor((h + 2·padding − dilation·(k − 1) − 1) / stride) + 1`, as in Caffe and PyTorch. Of several groups each
     computes its share of the outputs, in order, from its share of the inputs.
     """
-
-    def native(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(stride, stride),
-            padding=[(padding, padding)] * 2,
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-            precision=precision,
-        )
+    native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision)
 
     def by_groups(x, kernel):
         return jnp.concatenate(
@@ -62,11 +63,56 @@ def conv2d(
     def by_patches(x, kernel):
         return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
 
-    if groups > 1:
-        return lax.platform_dependent(x, kernel, cpu=by_groups, default=native)
-    if max(kernel.shape[:2]) < _PATCHES_FROM_KERNEL and kernel.shape[2] > _PATCHES_UP_TO_CHANNELS:
+    def with_row_gradient(x, kernel):
+        return _with_row_gradient(x, kernel, stride, padding, dilation, precision)
+
+    if max(kernel.shape[:2]) == 1 and groups == 1:
         return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=by_patches, default=native)
+    if groups > 1:
+        on_cpu = by_groups
+    else:
+        on_cpu = by_patches if _is_large(kernel.shape, x.shape[1:3], padding) else with_row_gradient
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
+
+
+def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
+    """Whether the kernel is so large for its map that the whole convolution is by patches."""
+    if max(kernel[:2]) < _LARGE_KERNEL:
+        return False
+    smaller = min(size) + 2 * padding < 2 * max(kernel[:2])
+    return smaller or (size[0] * size[1] <= _SMALL_MAP and kernel[2] >= _MANY_CHANNELS)
+
+
+def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=precision,
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def _with_row_gradient(x, kernel, stride, padding, dilation, precision):
+    """XLA's convolution, in whose derivative the kernel's part is by patches: transposed, it is the kernel gradient."""
+    return _native(x, kernel, stride, padding, dilation, precision=precision)
+
+
+@partial(_with_row_gradient.defjvp, symbolic_zeros=True)
+def _(stride, padding, dilation, precision, primals, tangents):
+    x, kernel = primals
+    moved: list[Any] = list(tangents)
+    parts = []
+    if not isinstance(moved[0], SymbolicZero):
+        parts.append(_native(moved[0], kernel, stride, padding, dilation, precision=precision))
+    if not isinstance(moved[1], SymbolicZero):
+        parts.append(_patches_times_matrix(x, moved[1], stride, padding, dilation, precision))
+    y = _native(x, kernel, stride, padding, dilation, precision=precision)
+    return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 
 
 def deconv2d(x: jax.Array, kernel: jax.Array, *, padding: int = 0, precision: lax.PrecisionLike = None) -> jax.Array:
@@ -94,15 +140,38 @@ def _patches_times_matrix(x, kernel, stride, padding, dilation, precision):
     kernel_height, kernel_width, channels, features = kernel.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     # How far each tap travels over the map: not at all where the map is smaller than the kernel.
-    height = max(x.shape[1] - dilation * (kernel_height - 1), 0)
-    width = max(x.shape[2] - dilation * (kernel_width - 1), 0)
-    patches = jnp.concatenate(
-        [
-            x[:, top : top + height : stride, left : left + width : stride]
-            for top in range(0, dilation * kernel_height, dilation)
-            for left in range(0, dilation * kernel_width, dilation)
-        ],
-        axis=-1,
-    )
+    travel = [max(x.shape[axis] - dilation * (kernel.shape[axis - 1] - 1), 0) for axis in (1, 2)]
+    height, width = (-(-length // stride) for length in travel)
     matrix = kernel.reshape(kernel_height * kernel_width * channels, features)
-    return jnp.tensordot(patches, matrix, axes=1, precision=precision)
+
+    def rows_from(x: jax.Array) -> jax.Array:
+        """The output of all rows that a part of the map gives."""
+        travelled = max(x.shape[1] - dilation * (kernel_height - 1), 0)
+        patches = jnp.concatenate(
+            [
+                x[:, top : top + travelled : stride, left : left + travel[1] : stride]
+                for top in range(0, dilation * kernel_height, dilation)
+                for left in range(0, dilation * kernel_width, dilation)
+            ],
+            axis=-1,
+        )
+        return jnp.tensordot(patches, matrix, axes=1, precision=precision)
+
+    # At least as many places at a time as there are features: the matrix, too, has to be read.
+    places = max(_PATCH_VALUES // matrix.shape[0], features)
+    rows = -(-places // max(x.shape[0] * width, 1))
+    if rows * 2 > height:
+        return rows_from(x)
+    blocks = -(-height // rows)
+    needed = stride * (blocks * rows - 1) + dilation * (kernel_height - 1) + 1
+    x = jnp.pad(x, ((0, 0), (0, max(needed - x.shape[1], 0)), (0, 0), (0, 0)))
+    reach = stride * (rows - 1) + dilation * (kernel_height - 1) + 1
+
+    # Not kept for the gradient, but made again: kept, the patches of all rows would be as large as they ever were.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def block(start: jax.Array) -> jax.Array:
+        return rows_from(lax.dynamic_slice_in_dim(x, start, reach, axis=1))
+
+    y = lax.map(block, stride * rows * jnp.arange(blocks))
+    y = jnp.moveaxis(y, 0, 1).reshape(x.shape[0], blocks * rows, width, features)
+    return y[:, :height]

@@ -1,0 +1,104 @@
+"""Losses and counts row by row from coarse scores: the same as of the whole, and without ever holding it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax import losses, metrics, models
+from fcn_jax.ops import bilinear
+from fcn_jax.ops.resampling import map_rows, sum_over_rows
+
+SIZE = (45, 37)
+KINDS: dict[str, Any] = {
+    "transposed": bilinear.upsampling((7, 6), 16, 8, offset=9, size=SIZE),
+    "half-pixel": bilinear.interpolation((7, 6), SIZE),
+    "aligned": bilinear.interpolation((7, 6), (49, 41), align_corners=True).crop(*SIZE),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def scene(classes=4) -> Any:
+    draw = np.random.RandomState(0)
+    labels = draw.randint(0, classes, (2, *SIZE)).astype(np.uint8)
+    labels[draw.uniform(size=labels.shape) < 0.3] = 255
+    return draw.normal(size=(2, 7, 6, classes)).astype(np.float32) * 3, labels
+
+
+@every_kind
+@pytest.mark.parametrize("name", [name for name, loss in losses.LOSSES.items() if loss.by_parts])
+def test_losses_are_those_of_the_whole(kind, name):
+    scores, labels = scene()
+    loss, resampling = losses.LOSSES[name], KINDS[kind]
+
+    def whole(scores):
+        return loss(resampling(scores), labels)
+
+    def by_rows(scores):
+        return loss.finish(sum_over_rows(loss.sums, scores, labels, resampling))
+
+    (wanted, count), gradient = jax.jit(jax.value_and_grad(whole, has_aux=True))(scores)
+    (found, counted), row_gradient = jax.jit(jax.value_and_grad(by_rows, has_aux=True))(scores)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert int(count) == int(counted)
+    np.testing.assert_allclose(row_gradient, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+
+
+@every_kind
+def test_counts_and_labels_are_those_of_the_whole(kind):
+    scores, labels = scene()
+    resampling = KINDS[kind]
+    predicted = jnp.argmax(resampling(scores), axis=-1)
+
+    def counted(logits, labels):
+        return metrics.confusion(labels, jnp.argmax(logits, axis=-1), 4)
+
+    found = jax.jit(lambda scores: sum_over_rows(counted, scores, labels, resampling))(scores)
+    np.testing.assert_array_equal(found, metrics.confusion(jnp.asarray(labels), predicted, 4))
+    mapped = jax.jit(lambda scores: map_rows(lambda x: jnp.argmax(x, axis=-1).astype(jnp.uint8), scores, resampling))
+    np.testing.assert_array_equal(mapped(scores), predicted)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("fcn8s", {"width": 1 / 32, "fc_width": 8, "padding": "caffe"}),
+        ("fcn32s", {"width": 1 / 32, "fc_width": 8}),
+        ("deeplab_largefov", {"width": 1 / 32, "fc_width": 8}),
+        ("fcn_resnet50", {"width": 1 / 16}),
+    ],
+)
+def test_a_nets_logits_are_its_scores_resampled(name, args):
+    module: Any = models.create(name, 3, **args)
+    image = np.random.RandomState(0).normal(size=(1, 33, 50, 3)).astype(np.float32)
+    variables = jax.jit(module.init)(jax.random.key(0), image)
+    draw = np.random.RandomState(1)
+    variables = jax.tree.map(lambda x: x + 0.1 * draw.uniform(size=x.shape).astype(np.float32), variables)
+    logits = module.apply(variables, image)
+    scores = module.apply(variables, image, upsample=False)
+    found = module.resampling(scores.shape[1:3], image.shape[1:3])(scores)
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
+def test_learned_up_sampling_is_no_resampling():
+    module: Any = models.create("fcn8s", 3, width=1 / 32, fc_width=8, upsampling={"upscore8": "dense"})
+    assert module.resampling((3, 3), (8, 8)) is None
+
+
+def test_the_logits_are_never_held():
+    """Temporaries of value and gradient at batch 8, 512×512, 21 classes, by the compiler's own figures."""
+    resampling = bilinear.upsampling((66, 66), 16, 8, offset=9, size=(512, 512))
+    scores = jax.ShapeDtypeStruct((8, 66, 66, 21), jnp.float32)
+    labels = jax.ShapeDtypeStruct((8, 512, 512), jnp.uint8)
+    loss = losses.LOSSES["cross_entropy"]
+
+    def temporaries(function):
+        compiled = jax.jit(jax.value_and_grad(function)).lower(scores, labels).compile()
+        memory: Any = compiled.memory_analysis()
+        return memory.temp_size_in_bytes
+
+    plain = temporaries(lambda scores, labels: loss(resampling(scores), labels)[0])
+    fused = temporaries(lambda scores, labels: loss.finish(sum_over_rows(loss.sums, scores, labels, resampling))[0])
+    assert fused <= plain / 6
