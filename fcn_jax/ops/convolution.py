@@ -8,13 +8,13 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
     kernel gradient, 3×3, 64 channels, 160×224    11–15 GFLOP/s         61–87
         128 channels, 80×112                      45–59                 105
         256 channels, 40×56                       77–81                 132
-        16 channels, 128×128                      33–42                 50
+        32 channels, 64×64                        7.0 ms                7.3 ms, and so left to XLA
     forward, 7×7, 512 to 4096 channels, 12×15     0.81 s                0.43 s; with gradients 4.2 s and 1.5 s
     two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms                 10 ms; with gradients 169 ms and 24 ms
 
-The first two are patches (shifted slices) times a matrix. Kernel gradients are so wherever there is a kernel to speak
-of; that also sums them in blocks, where XLA adds one pixel after another (3 to 64 channels, 283×317 pixels: largest
-error 8e-6 of the largest value, by patches 4e-7). Whole convolutions are so where the kernel is large for its map; with
+The first two are patches (shifted slices) times a matrix. Kernel gradients are so where there are channels enough, and
+where there are few, for the sake of precision: patches are summed in blocks, where XLA adds one pixel after another (3
+to 64 channels, 283×317 pixels: largest error 8e-6 of the largest value, by patches 4e-7). Whole convolutions are so where the kernel is large for its map; with
 padding on a map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while
 on large maps its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for
 some rows at a time, so that they stay in the cache and never take much memory. Groups, third, are computed one after
@@ -31,6 +31,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
+_FEW_CHANNELS, _ENOUGH_CHANNELS = 4, 48
 _PATCH_VALUES = 2**20  # made at a time
 
 
@@ -66,12 +67,14 @@ def conv2d(
     def with_row_gradient(x, kernel):
         return _with_row_gradient(x, kernel, stride, padding, dilation, precision)
 
-    if max(kernel.shape[:2]) == 1 and groups == 1:
-        return native(x, kernel)
     if groups > 1:
         on_cpu = by_groups
+    elif _is_large(kernel.shape, x.shape[1:3], padding):
+        on_cpu = by_patches
+    elif max(kernel.shape[:2]) > 1 and (min(kernel.shape[2:]) >= _ENOUGH_CHANNELS or kernel.shape[2] <= _FEW_CHANNELS):
+        on_cpu = with_row_gradient
     else:
-        on_cpu = by_patches if _is_large(kernel.shape, x.shape[1:3], padding) else with_row_gradient
+        return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
 
 
