@@ -14,11 +14,11 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
 
 The first two are patches (shifted slices) times a matrix. Kernel gradients are so where there are channels enough, and
 where there are few, for the sake of precision: patches are summed in blocks, where XLA adds one pixel after another (3
-to 64 channels, 283×317 pixels: largest error 8e-6 of the largest value, by patches 4e-7). Whole convolutions are so where the kernel is large for its map; with
-padding on a map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while
-on large maps its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for
-some rows at a time, so that they stay in the cache and never take much memory. Groups, third, are computed one after
-another.
+to 64 channels, 283×317 pixels: largest error 8e-6 of the largest value, by patches 4e-7). Whole convolutions are so
+where the kernel is large for its map; with padding on a map smaller than the kernel XLA even falls into a naive loop
+(12 s forward for an image of 180×240), while on large maps its own is as fast or faster (7×7, 64 channels, 180×240: 116
+ms, by patches 272). Patches are made for some rows at a time, so that they stay in the cache and never take much
+memory. Groups, third, are computed one after another.
 """
 
 from collections.abc import Sequence
