@@ -95,7 +95,8 @@ def _dice_sums(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arr
     """Σpg, Σp² and Σg of each image and class, `[b c]`."""
     probability, truth, valid = _of_all(logits, labels)
     probability = jnp.where(valid[..., None], probability, 0)
-    return tuple(jnp.sum(x, axis=(1, 2)) for x in (probability * truth, probability**2, truth))
+    shared, squares, truths = (jnp.sum(x, axis=(1, 2)) for x in (probability * truth, probability**2, truth))
+    return shared, squares, truths
 
 
 def _dice_of(sums: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

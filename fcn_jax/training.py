@@ -175,7 +175,7 @@ def initial_variables(
     variables = state.init_variables(model, config.seed)
     params = variables["params"]
     for layer in params:
-        if layer.startswith(("fc6", "fc7")):
+        if layer.startswith(("fc6", "fc7")) and "kernel" in params[layer]:
             params[layer]["kernel"] = params[layer]["kernel"] * config.init.fc_scale
     init = config.init
     if init.weights:

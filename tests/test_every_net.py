@@ -86,7 +86,7 @@ def test_a_single_pixel(case):
 @pytest.mark.slow
 @every_net
 def test_every_parameter_has_a_gradient(case):
-    """In training, where batch norm is by the batch: it takes away what a bias in front of it adds, gradient included."""
+    """In training, where batch norm is by the batch: what a bias in front of it adds it takes away, gradient."""
     module = narrow(case)
     variables = filled(module)
 

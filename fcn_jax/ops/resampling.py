@@ -82,7 +82,7 @@ def _blocks(array: Any, axis: int = 0, fill: int = 0) -> Any:
     count = -(-length // rows)
     widths = [(0, count * rows - length) if place == axis else (0, 0) for place in range(array.ndim)]
     # Matrices are constants of NumPy, labels arrays of JAX.
-    library = np if isinstance(array, np.ndarray) else jnp
+    library: Any = np if isinstance(array, np.ndarray) else jnp
     padded = library.pad(array, widths, constant_values=fill)
     cut = padded.reshape(*array.shape[:axis], count, rows, *array.shape[axis + 1 :])
     return library.moveaxis(cut, axis, 0)
