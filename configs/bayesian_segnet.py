@@ -1,7 +1,7 @@
 """Bayesian SegNet: dropout behind the deeper blocks, in testing too; the mean of samples, and how far they disagree.
 
 python train.py --config configs/bayesian_segnet.py                  embedded shapes
-python train.py --config configs/bayesian_segnet.py:camvid           street scenes, 40 minutes on two cores
+python train.py --config configs/bayesian_segnet.py:camvid           street scenes
 python train.py --config configs/bayesian_segnet.py:camvid-release   60,000 steps, as released
 python train.py --config configs/bayesian_segnet.py:folder           one's own images
 

@@ -5,10 +5,10 @@
                                                                   of 1e-4, WZMIAOMIAO's recipe; 71.9 mean IU on val
                                                                   after its best epoch (theirs)
     python train.py --config configs/fcn_resnet.py:voc2012-coco   torchvision's recipe for COCO, on VOC's images: rate
-                                                                  0.02, from ImageNet's ResNet if its file is given
+                                                                  0.02, from torchvision's ResNet-50 for ImageNet
     python train.py --config configs/fcn_resnet.py:folder         one's own images
 
-ResNet-101: --config.model.name=fcn_resnet101.
+ResNet-101: --config.model.name=fcn_resnet101, and --config.init.weights with its file.
 """
 
 from configs import recipes
@@ -31,7 +31,7 @@ def voc2012(config):
 
 def coco(config):
     voc2012(config)
-    config.init.weights = ""
+    config.init.update(weights="weights/resnet50.pth", skip=("backbone.fc", "classifier.*", "aux_classifier.*"))
     config.data.batch_size = 32
     config.optim.update(lr=0.02, warmup_steps=0)
     config.train.steps = 30 * 1464 // 32

@@ -30,7 +30,7 @@ FREE_ON_RESUME = (
     *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"),
     *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "data.voc.boxes_root"),
     "data.pascal_context.labels_root",
-    *("init.workdir", "init.weights", "init.stream_workdirs"),
+    *("init.workdir", "init.weights", "init.stream_workdirs", "loss.class_weights"),
     *(f"data.folder.{path}" for path in ("images", "masks", "classes", "colors", "train_list", "val_list")),
 )
 
@@ -104,6 +104,7 @@ def default() -> Config:
     config.loss.gamma = 2.0  # of focal
     config.loss.fraction = 0.25  # of an image's pixels that top_k keeps
     config.loss.class_weights = ""  # of cross_entropy: a file of python -m fcn_jax.data stats, or "camvid-released"
+    config.loss.class_weight_values = ()  # the numbers themselves, by class: what the former says, as the run keeps it
     config.loss.balancing = "median_frequency"  # which of the file's weights: or "enet", "inverse"
     config.loss.count_weights = False  # divide by the pixels' weights, as PyTorch does, and not by their number
     config.loss.auxiliary = 0.5  # weight of an auxiliary head
@@ -202,6 +203,12 @@ def validate(config: Config) -> None:
         raise ConfigError(f"loss.fraction={config.loss.fraction} must be above 0 and at most 1")
     if config.loss.class_weights and config.loss.name != "cross_entropy":
         raise ConfigError(f"loss.class_weights weigh loss.name='cross_entropy', and it is {config.loss.name!r}")
+    if config.loss.count_weights and not (config.loss.class_weights or config.loss.class_weight_values):
+        raise ConfigError("loss.count_weights divides by loss.class_weights, and there are none")
+    if config.loss.at_scores and config.model.upsampling != "fixed":
+        raise ConfigError(
+            f"loss.at_scores up-samples nothing, so that model.upsampling={config.model.upsampling!r} would never learn"
+        )
     for field, value in (
         ("model.dropout", max(config.model.dropout, 0)),
         ("model.momentum", config.model.momentum),
@@ -269,6 +276,8 @@ def make_model(config: Config, num_classes: int | Mapping[str, int]) -> nn.Modul
             raise ConfigError(f"model.{field}={chosen[field]!r}: {net.name} has no {field}")
     if net.dropout < 0:
         chosen.pop("dropout", None)
+    if isinstance(num_classes, Mapping) and "streams" not in taken:
+        raise ConfigError(f"{net.name} has one head, and the data {len(num_classes)}: {', '.join(num_classes)}")
     return models.create(
         net.name,
         num_classes,
@@ -280,12 +289,20 @@ def make_model(config: Config, num_classes: int | Mapping[str, int]) -> nn.Modul
 
 
 def class_weights(config: Config, info: Info) -> np.ndarray | None:
-    """The weight of each class in the loss, f32 `[c]`, or None. Raises ConfigError for weights of other classes."""
+    """The weight of each class in the loss, f32 `[c]`, or None; they are written into the config, too.
+
+    Raises ConfigError for weights of other classes.
+    """
     source = config.loss.class_weights
-    if not source:
+    given = config.loss.class_weight_values
+    if not source and not given:
         return None
     if not isinstance(info, DatasetInfo):
         raise ConfigError("loss.class_weights are of one head, and the data has several")
+    if not source:
+        if len(given) != info.num_classes:
+            raise ConfigError(f"loss.class_weight_values are {len(given)}, the classes {info.num_classes}")
+        return np.array(given, np.float32)
     if source == "camvid-released":
         # Imported on use: the module brings TFDS along.
         weights = importlib.import_module("fcn_jax.data.camvid").RELEASED_WEIGHTS
@@ -295,7 +312,8 @@ def class_weights(config: Config, info: Info) -> np.ndarray | None:
         raise ConfigError(
             f"loss.class_weights={source!r} are of {', '.join(weights)}; the classes are {', '.join(info.class_names)}"
         )
-    return np.array([weights[name] for name in info.class_names], np.float32)
+    config.loss.class_weight_values = tuple(weights[name] for name in info.class_names)
+    return np.array(config.loss.class_weight_values, np.float32)
 
 
 def to_json(config: Config) -> str:

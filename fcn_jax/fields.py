@@ -8,7 +8,7 @@ from fcn_jax.errors import ConfigError, did_you_mean
 
 # Tuples of any length, by what their entries are. Other tuples are as long as their default.
 _NAME_TUPLES = ("model.streams", "init.skip", "init.stream_workdirs", "optim.frozen")
-_NUMBER_TUPLES = ("input.mean", "input.scale", "optim.boundaries")
+_NUMBER_TUPLES = ("input.mean", "input.scale", "optim.boundaries", "loss.class_weight_values")
 _RULE_TUPLES = ("optim.lr_multipliers", "optim.decay_multipliers")
 
 

@@ -20,11 +20,12 @@ from fcn_jax.labels import is_class
 class Loss:
     """A loss `(logits, labels) -> (sum, count)`, and whether it can be put together from parts of the images.
 
-    `sums(logits, labels)` of several parts of the same images add up, and `finish` makes the loss of their total.
+    `sums(logits, labels)`, arrays `[b …]`, of several parts of the same images add up, and `finish` makes the loss of
+    their total. Images are added up last: they may lie on different devices.
     """
 
     sums: Callable[[jax.Array, jax.Array], Any]
-    finish: Callable[[Any], tuple[jax.Array, jax.Array]] = tuple
+    finish: Callable[[Any], tuple[jax.Array, jax.Array]]
     by_parts: bool = True  # False: all pixels of an image are needed at once
 
     def __call__(self, logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,26 +126,38 @@ def lovasz(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _over_images(jnp.sum(-negated * jax.lax.stop_gradient(steps), axis=1), total[:, 0] > 0)
 
 
+def of_pixels(loss: Callable[..., tuple[jax.Array, jax.Array]], by_parts: bool = True, **options: Any) -> Loss:
+    """A loss that is the sum of its pixels', or with `by_parts` false of its images'."""
+    return Loss(
+        each_image(partial(loss, **options)), lambda sums: jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), by_parts
+    )
+
+
+def each_image(function: Callable[[jax.Array, jax.Array], Any]) -> Callable[[jax.Array, jax.Array], Any]:
+    """`function(logits [1 h w c], labels [1 h w])` of every image alone: its results as `[b …]`."""
+    return jax.vmap(lambda logits, labels: function(logits[None], labels[None]))
+
+
 # By the name in a config's `loss.name`.
 LOSSES = {
-    "cross_entropy": Loss(cross_entropy),
-    "focal": Loss(focal),
-    "top_k": Loss(top_k, by_parts=False),
+    "cross_entropy": of_pixels(cross_entropy),
+    "focal": of_pixels(focal),
+    "top_k": of_pixels(top_k, by_parts=False),
     "dice": Loss(_dice_sums, _dice_of),
-    "lovasz": Loss(lovasz, by_parts=False),
+    "lovasz": of_pixels(lovasz, by_parts=False),
 }
 
 
 def make_loss(fields: Any, class_weights: np.ndarray | None = None) -> Loss:
     """The loss of a config's `loss` group."""
-    loss = LOSSES[fields.name]
-    options: dict[str, Any] = {"focal": {"gamma": fields.gamma}, "top_k": {"fraction": fields.fraction}}.get(
-        fields.name, {}
-    )
+    if fields.name == "focal":
+        return of_pixels(focal, gamma=fields.gamma)
+    if fields.name == "top_k":
+        return of_pixels(top_k, by_parts=False, fraction=fields.fraction)
     if fields.name == "cross_entropy" and class_weights is not None:
         weights = jnp.asarray(class_weights, jnp.float32)
-        options = {"class_weights": weights, "count_weights": fields.count_weights}
-    return dataclasses.replace(loss, sums=partial(loss.sums, **options))
+        return of_pixels(cross_entropy, class_weights=weights, count_weights=fields.count_weights)
+    return LOSSES[fields.name]
 
 
 def _of_label(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

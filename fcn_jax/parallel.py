@@ -5,6 +5,7 @@ the batch, and completes the sums by collectives; `mesh` compiles it for the who
 leaves the rest to XLA. State is replicated and never stacked: a checkpoint looks the same from any number of devices.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fcn_jax.errors import ConfigError
+from fcn_jax.ops.convolution import over_several_devices
 
 MODES = ("pmap", "mesh")
 _AXIS = "data"
@@ -47,8 +49,13 @@ def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable
 def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
     """`step(state, batch)` compiled for the whole batch, sharded over the mesh; state and results are replicated."""
     replicated = NamedSharding(mesh, PartitionSpec())
+
+    def spread(*arguments: Any) -> Any:
+        with over_several_devices() if mesh.size > 1 else contextlib.nullcontext():
+            return step(*arguments)
+
     return jax.jit(
-        step,
+        spread,
         in_shardings=(replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
         out_shardings=replicated,
         donate_argnums=(0,) if donate_state else (),

@@ -75,7 +75,13 @@ def write_labels(
         if image is None:
             failures += 1
             continue
-        for head, label in by_head(predict(image, path)).items():
+        try:
+            labels = by_head(predict(image, path))
+        except DataError as error:
+            print(f"error: {path}: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        for head, label in labels.items():
             label_path, overlay_path = targets[path][head]
             names, palette = infos[head].class_names, infos[head].palette
             visualize.write_palette_png(label_path, label, palette)

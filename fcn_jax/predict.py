@@ -4,8 +4,8 @@ Each image gives `<stem>.png`, an indexed PNG whose values are the labels, and `
 `classes.json` say which colour is which class. Every image is run at its own size; a new size is compiled once.
 
     --heatmap CLASS    paints that class's probability over each image instead, into <stem>_heatmap.png
-    --samples N        of a net with dropout in testing (Bayesian SegNet) takes the mean of N samples, and paints their
-                       uncertainty into <stem>_entropy.png and <stem>_mutual_information.png
+    --samples N        of a net with dropout in testing (Bayesian SegNet) takes the mean of N samples, and paints, in
+                       place of overlays, their uncertainty: <stem>_entropy.png and <stem>_mutual_information.png
     --boxes FOLDER     scores crops, not whole images: the boxes of <stem>.txt there (DeconvNet; see proposals.py)
 
 A classifier's map is coarse and laid over the picture where its cells look (Long, Shelhamer and Darrell, 2015, figure
@@ -46,7 +46,7 @@ class Predictor:
         origin: str,
         samples: int = 0,
     ):
-        if samples and not getattr(model, "dropout_after", ()):
+        if samples and not (getattr(model, "dropout_after", ()) and getattr(model, "dropout", 0) > 0):
             raise ConfigError(f"{origin} has no dropout in testing: there is nothing to sample")
         self.info, self.input_spec, self.origin, self.samples = info, input_spec, origin, samples
         # Classifiers have nothing that brings their map to pixels.
@@ -218,6 +218,9 @@ def main(arguments: Sequence[str]) -> int:
     values = flags.FLAGS
     if not arguments:
         raise ConfigError("name images, folders or globs: python -m fcn_jax.predict --workdir runs/fcn8s photo.jpg")
+    chosen = [flag for flag in ("heatmap", "samples", "boxes") if getattr(values, flag)]
+    if len(chosen) > 1:
+        raise ConfigError(f"--{' and --'.join(chosen)} contradict each other: each is a way to look at an image")
     paths = picture_files.find_images(arguments)
     predictor = from_flags(values.workdir, values.checkpoint, values.weights, values.model, values.samples)
     counts = " and ".join(f"{info.num_classes} {head}".strip() for head, info in by_head(predictor.info).items())
@@ -232,9 +235,12 @@ def main(arguments: Sequence[str]) -> int:
         info = by_head(predictor.info)[""]
         failures = picture_files.write_uncertainty(predictor.uncertainty, info, paths, output, values.overwrite)
     elif values.boxes is not None:
-        boxes = Path(values.boxes).expanduser()
+        if len(by_head(predictor.info)) > 1 or predictor.is_classifier:
+            raise ConfigError(f"--boxes are for nets with one head that label pixels; {predictor.origin} is none")
+        folder = Path(values.boxes).expanduser()
+        boxes = {path: read_boxes(folder / f"{path.stem}.txt") for path in paths}
         failures = picture_files.write_labels(
-            lambda image, path: proposals.label(predictor, image, read_boxes(boxes / f"{path.stem}.txt")),
+            lambda image, path: proposals.label(predictor, image, boxes[path]),
             predictor.info,
             paths,
             output,

@@ -84,13 +84,14 @@ class Progress:
 
     def check_parameters(self, step: int, current: state.TrainState) -> None:
         """Raises NonFiniteError rather than let a state be saved that holds a NaN or an infinity."""
-        if name := steps.first_nonfinite(current.params):
-            raise NonFiniteError(f"step {step}: parameter {name} is not finite; nothing of this step was saved")
+        for what, tree in (("parameter", current.params), ("statistic", current.batch_stats)):
+            if tree and (name := steps.first_nonfinite(tree)):
+                raise NonFiniteError(f"step {step}: {what} {name} is not finite; nothing of this step was saved")
 
     def _read(self, current: state.TrainState) -> None:
         step, values = self._pending.popleft()
         sums = {head: float(value) for head, value in by_head(values["loss_sum"]).items()}
-        pixels = {head: int(value) for head, value in by_head(values["pixels"]).items()}
+        pixels = {head: float(value) for head, value in by_head(values["pixels"]).items()}
         norms = np.asarray(values["gradient_norms"])
         if not np.isfinite(sum(sums.values())) or not np.isfinite(norms).all():
             self._raise_nonfinite(step, _per_pixel(sums, pixels), norms, current)
@@ -117,9 +118,7 @@ class Progress:
         remaining = (self._config.train.steps - step) * elapsed / self._steps
         entries = {
             "train/loss": loss,
-            **{
-                f"train/loss/{head}": self._loss_sum[head] / max(self._pixels[head], 1) for head in self._pixels if head
-            },
+            **{f"train/loss/{head}": self._loss_sum[head] / (self._pixels[head] or 1) for head in self._pixels if head},
             "train/images_per_second": rate,
             "train/learning_rate": float(np.asarray(self._schedule(step - 1))),
             "train/data_wait": self._waited / elapsed,
@@ -133,9 +132,9 @@ class Progress:
         self._steps, self._begun = 0, now
 
 
-def _per_pixel(sums: Mapping[str, float], pixels: Mapping[str, int]) -> float:
+def _per_pixel(sums: Mapping[str, float], pixels: Mapping[str, float]) -> float:
     """The loss per valid pixel; that of several heads is the sum of theirs."""
-    return sum(sums[head] / max(pixels[head], 1) for head in sums)
+    return sum(sums[head] / (pixels[head] or 1) for head in sums)
 
 
 class _Stopwatch:

@@ -196,12 +196,14 @@ def make_eval_step(model: nn.Module) -> Callable[..., Any]:
     def counted(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return metrics.confusion(labels, jnp.argmax(logits, axis=-1), logits.shape[-1])
 
+    each_image = losses.each_image(counted)
+
     def eval_step(variables: Any, batch: Batch, axis_name: str | None = None) -> Any:
         resampling = last_resampling(model, variables, batch["image"])
         coarse: dict[str, Any] = {} if resampling is None else {"upsample": False}
         scores, labels = by_head(model.apply(variables, batch["image"], train=False, **coarse)), by_head(batch["label"])
-        count = counted if resampling is None else partial(sum_over_rows, counted, resampling=resampling)
-        matrices = {head: count(each, labels[head]) for head, each in scores.items()}
+        count = each_image if resampling is None else partial(sum_over_rows, each_image, resampling=resampling)
+        matrices = {head: jnp.sum(count(each, labels[head]), axis=0) for head, each in scores.items()}
         matrices = matrices if axis_name is None else lax.psum(matrices, axis_name)
         return only_head(matrices)
 

@@ -38,6 +38,7 @@ from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.labels import Info, by_head, class_counts
+from fcn_jax.models.layers import is_fully_connected
 from fcn_jax.predict import Predictor
 from fcn_jax.progress import Progress
 from fcn_jax.report import METRICS_FILE
@@ -64,9 +65,12 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     except ValueError as error:
         # Fields that each may be set, and that this net cannot have together.
         raise ConfigError(f"model: {error}") from None
+    if config.train.statistics_batches and "batch_stats" not in abstract:
+        raise ConfigError(f"train.statistics_batches are of batch norm, and {config.model.name} has none")
     optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
     schedule = optim.make_schedule(config.optim, config.train.steps)
     spec = experiment.input_spec(config)
+    class_weights = experiment.class_weights(config, info)
 
     with _claimed(workdir, config, info), Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest_step() or 0
@@ -87,7 +91,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             steps.make_train_step(
                 model,
                 optimizer,
-                loss=losses.make_loss(config.loss, experiment.class_weights(config, info)),
+                loss=losses.make_loss(config.loss, class_weights),
                 fused=config.loss.fused,
                 auxiliary=config.loss.auxiliary,
                 at_scores=config.loss.at_scores,
@@ -155,7 +159,9 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                     with progress.paused(current):
                         progress.check_parameters(step, current)
                         # Without a labelled pixel in the split there is no score to rank the checkpoint by.
-                    checkpoints.save(step, current, mean_iou if mean_iou == mean_iou else None)
+                    # Before the statistics of the training set there is none either: the net is not the one to be used.
+                    scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
+                    checkpoints.save(step, current, mean_iou if scored else None)
     print(f"finished: {workdir}")
     return current
 
@@ -175,7 +181,7 @@ def initial_variables(
     variables = state.init_variables(model, config.seed)
     params = variables["params"]
     for layer in params:
-        if layer.startswith(("fc6", "fc7")) and "kernel" in params[layer]:
+        if is_fully_connected(layer):
             params[layer]["kernel"] = params[layer]["kernel"] * config.init.fc_scale
     init = config.init
     if init.weights:
@@ -201,13 +207,17 @@ def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.
         source,
         config.data.augment,
         spec,
-        batch_size=config.data.batch_size,
+        # As many images at a time as batch norm saw in training.
+        batch_size=config.data.batch_size // config.optim.accumulate,
         seed=config.seed,
         start_step=0,
         threads=config.data.threads,
     )
     count = config.train.statistics_batches
-    images = (batch["image"] for batch in itertools.islice(batches, count))
+    images = (
+        parallel.put_batch({"image": batch["image"]}, mesh, "mesh")["image"]
+        for batch in itertools.islice(batches, count)
+    )
     exact = statistics.over_batches(model, current.variables, images)
     print(f"batch norm's statistics computed over {count} batches")
     return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh))

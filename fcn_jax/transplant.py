@@ -34,6 +34,9 @@ def from_runs(workdirs: Mapping[str, str], variables: Any, config: experiment.Co
         _check(field, workdir, config, info, same_input=not stream)
         with Checkpoints(workdir, read_only=True) as checkpoints:
             step, source = checkpoints.restore_variables("best")
+        for pattern in config.init.skip:
+            if not any(matches(layer, pattern) for layer in (*source["params"], *params)):
+                raise CheckpointError(f"init.skip names {pattern!r}, no layer of {workdir} or of the net")
         skipped = {layer for layer in source["params"] if any(matches(layer, pattern) for pattern in config.init.skip)}
         layers = {layer + stream: leaves for layer, leaves in source["params"].items() if layer not in skipped}
         shared = [layer for layer in layers if layer in params]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from fcn_jax.errors import ConfigError
 from fcn_jax.models.layers import BatchNorm, Deconv
 from fcn_jax.ops.convolution import conv2d, deconv2d
 
@@ -117,10 +118,10 @@ def test_bfloat16_normalises_in_float32():
 
 
 def test_one_value_a_channel():
-    """A single cell has no variance to correct."""
-    x = np.ones((1, 1, 1, 5), np.float32)
-    found, changed = norm().apply(variables(), x, train=True, mutable=["batch_stats"])
-    assert np.all(np.isfinite(found)) and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(changed))
+    """A single value is its own mean: what came out would be the bias, whatever went in."""
+    with pytest.raises(ConfigError, match="over a single value has nothing to learn from"):
+        norm().apply(variables(), np.ones((1, 1, 1, 5), np.float32), train=True)
+    assert norm().apply(variables(), np.ones((1, 1, 1, 5), np.float32), train=False).shape == (1, 1, 1, 5)
 
 
 # Learned deconvolution

@@ -55,7 +55,8 @@ def test_counts_and_labels_are_those_of_the_whole(kind):
     def counted(logits, labels):
         return metrics.confusion(labels, jnp.argmax(logits, axis=-1), 4)
 
-    found = jax.jit(lambda scores: sum_over_rows(counted, scores, labels, resampling))(scores)
+    each = losses.each_image(counted)
+    found = jax.jit(lambda scores: sum_over_rows(each, scores, labels, resampling).sum(0))(scores)
     np.testing.assert_array_equal(found, metrics.confusion(jnp.asarray(labels), predicted, 4))
     mapped = jax.jit(lambda scores: map_rows(lambda x: jnp.argmax(x, axis=-1).astype(jnp.uint8), scores, resampling))
     np.testing.assert_array_equal(mapped(scores), predicted)

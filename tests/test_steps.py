@@ -1,7 +1,6 @@
 """A step's arithmetic, against the same thing written out: what is summed, what divides it, what a bad value does."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -279,8 +278,7 @@ def test_scores_are_compared_where_they_are_centred(even):
 @pytest.mark.parametrize("count_weights", [False, True])
 def test_weighted_losses_are_divided_by_what_they_count(params, batch, count_weights):
     weights = jnp.array([0.5, 2.0, 3.0])
-    weighted = functools.partial(losses.cross_entropy, class_weights=weights, count_weights=count_weights)
-    loss = losses.Loss(weighted)
+    loss = losses.of_pixels(losses.cross_entropy, class_weights=weights, count_weights=count_weights)
 
     def whole(params):
         total, count = loss(apply(params, batch["image"]), batch["label"])

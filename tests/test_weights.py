@@ -378,6 +378,7 @@ CLASS_NAMES = {
     "nyud": {"": (40, "wall", 0)},
     "siftflow": {"sem": (33, "moon", 15), "geo": (3, "sky", 0)},
     "pascal_context": {"": (60, "wood", 59)},
+    "camvid": {"": (11, "Pole", 2)},
     "imagenet": {"": (1000, "tabby, tabby cat", 281)},
 }
 

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fcn_jax import config as experiment
-from fcn_jax import report, state, visualize
+from fcn_jax import evaluation, report, state, visualize
 from fcn_jax.data import open_split
 from fcn_jax.labels import class_counts
 from fcn_jax.predict import Predictor
@@ -102,8 +102,8 @@ def row(name: str, runs: Path, seeds: int) -> str:
     model: Any = experiment.make_model(config, class_counts(source.info))
     variables = state.init_variables(model, 0)
     image = jax.device_put(experiment.input_spec(config)(source[0]["image"])[None])
-    compiled = jax.jit(lambda variables, image: jax.numpy.argmax(model.apply(variables, image), axis=-1))
-    program = compiled.lower(variables, image).compile()
+    predict: Any = evaluation.predicted_labels(model)
+    program = predict.lower(variables, image).compile()
     program(variables, image).block_until_ready()
     times = []
     for _ in range(15):

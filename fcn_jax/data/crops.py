@@ -1,8 +1,8 @@
 """Crops of another source's images, warped to one size: what DeconvNet learns from.
 
-Noh, Hong and Han, ICCV 2015, section 4.2, and the authors' training scripts. First come crops around single objects, in
-which every other object is background; then windows that a file proposes, labelled as they are. A crop is the box,
-enlarged, warped to 250×250 pixels; what lies outside the image is black and void. The random crop of 224×224 and the
+Noh, Hong and Han, ICCV 2015, section 4.2, and the authors' training scripts. First come crops around single objects,
+enlarged, in which every other object is background; then windows that a file proposes, labelled as they are. A crop is
+the box warped to 250×250 pixels; what lies outside the image is black and void. The random crop of 224×224 and the
 mirroring are the augmentation's (`data.augment`).
 """
 
@@ -20,7 +20,7 @@ from fcn_jax.errors import DataError
 from fcn_jax.labels import IGNORE, DatasetInfo
 
 SIZE = 250
-ENLARGED = 1.2
+ENLARGED = 1.2  # the paper's, as far as is known: no script of the release makes these crops
 
 
 @dataclasses.dataclass(frozen=True)

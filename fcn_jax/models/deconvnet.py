@@ -21,7 +21,7 @@ import numpy as np
 
 from fcn_jax.models import trunks, vgg
 from fcn_jax.models.layers import BatchNorm, Conv, Deconv, Normed, channels_of
-from fcn_jax.models.segnet import EPSILON
+from fcn_jax.models.segnet import EPSILON, SHIFT
 from fcn_jax.ops.grid import IMAGE, Grid
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
@@ -75,7 +75,7 @@ class DeconvNet(nn.Module):
         pooled: list[tuple[jax.Array, tuple[int, ...]]] = []  # places in the windows, and the shape before pooling
 
         def normed(module: Any, norm: str) -> Normed:
-            norm_layer = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, name=norm)
+            norm_layer = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=norm)
             return Normed(module, norm_layer, train)
 
         def conv(name: str, published: int, kernel_size: int, padding: int) -> Normed:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fcn_jax.errors import ConfigError
 from fcn_jax.ops import bilinear, convolution
 from fcn_jax.ops.grid import Grid
 
@@ -21,7 +22,9 @@ from fcn_jax.ops.grid import Grid
 UPSAMPLING_FORMS = ("fixed", "grouped", "dense", "dense_biased")
 
 
-_FULLY_CONNECTED = re.compile(r"fc\d\w*")  # with a stream's name; DeconvNet's fc6-deconv is none
+def is_fully_connected(layer: str) -> bool:
+    """Whether a layer is one of a classifier's: fc6, fc7, or with a stream's name behind; fc6-deconv is none."""
+    return re.fullmatch(r"fc[67]\w*", layer) is not None
 
 
 def channels_of(net: Any, layer: str, published: int, multiple: int = 1) -> int:
@@ -31,7 +34,7 @@ def channels_of(net: Any, layer: str, published: int, multiple: int = 1) -> int:
     """
     if net.channels and layer in net.channels:
         return net.channels[layer]
-    if _FULLY_CONNECTED.fullmatch(layer) and net.fc_width is not None:
+    if is_fully_connected(layer) and net.fc_width is not None:
         return net.fc_width
     return multiple * max(1, round(published * net.width / multiple))
 
@@ -92,12 +95,13 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    shift: float = 0.0  # where the bias starts
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones_init(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        bias = self.param("bias", nn.initializers.constant(self.shift), shape)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         wide = x.astype(np.promote_types(x.dtype, np.float32))
@@ -124,6 +128,11 @@ class BatchNorm(nn.Module):
             mean = jnp.mean(means, axis=0)
             var = jnp.mean(variances + jnp.square(means - mean[None]), axis=0)
             count *= means.shape[0]
+        if count == 1 and not self.is_initializing():
+            raise ConfigError(
+                f"{self.name}: a batch norm over a single value has nothing to learn from; more images a step, or "
+                "larger ones, give it more"
+            )
         return mean, var, count
 
 

@@ -27,7 +27,7 @@ from fcn_jax.ops.grid import IMAGE, Grid
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
 # caffe-segnet's; the decoder's names end in D, and a batch norm is called like its convolution.
-EPSILON = 1e-9
+EPSILON, SHIFT = 1e-9, 0.001
 BAYESIAN = ("pool3", "pool4", "pool5", "conv5_1_D", "conv4_1_D", "conv3_1_D")
 
 
@@ -89,7 +89,7 @@ class SegNet(nn.Module):
 
         def layer(name: str, published: int, kernel_size: int, padding: int) -> Normed:
             conv = self._conv(name, channels_of(self, name, published), kernel_size, padding)
-            norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, name=f"{name}_bn")
+            norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=f"{name}_bn")
             return Normed(conv, norm, train)
 
         def dropped(name: str, x: jax.Array) -> jax.Array:

@@ -30,8 +30,8 @@ import numpy as np
 
 from fcn_jax.models import trunks
 from fcn_jax.models.layers import BatchNorm, Conv, Dropout, Upsample, channels_of
-from fcn_jax.models.segnet import EPSILON
-from fcn_jax.ops.grid import IMAGE, Grid
+from fcn_jax.models.segnet import EPSILON, SHIFT
+from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
 from fcn_jax.ops.normalization import local_response_norm
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
@@ -110,7 +110,7 @@ class SegNetBasic(nn.Module):
 
         def normed(name: str, x: jax.Array, grid: Grid, features: int, groups: int = 1) -> tuple[jax.Array, Grid]:
             conv = self._conv(name, features, KERNEL, groups)
-            norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, name=f"{name}_bn")
+            norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=f"{name}_bn")
             return norm(conv(x), train=train), conv.grid(grid)
 
         def dropped(name: str, x: jax.Array) -> jax.Array:
@@ -137,12 +137,14 @@ class SegNetBasic(nn.Module):
         if decoder.scored:
             x, grid = blobs[score] = scored(score, x), grid
         for block in reversed(BLOCKS):
-            encoded, finer = blobs[f"conv{block}"]
+            encoded, encoded_grid = blobs[f"conv{block}"]
             size, name = encoded.shape[1:3], f"upsample{block}"
             if decoder.up == "unpool":
                 x, grid = unpool(x, places[block], size), grid.transposed_conv(2, 2)
             else:
-                x, grid = self._up(name, x, size, decoder.up), Grid(finer.start, finer.step, finer.seen)
+                kernel, offset = (4, 1) if decoder.up == "bilinear" else (8, 3)
+                x = self._up(name, x, size, kernel, offset)
+                grid = grid.transposed_conv(kernel, 2).crop(offset)
             blobs[name] = x, grid
             if decoder.convolution:
                 name = f"conv_decode{block}"
@@ -152,6 +154,7 @@ class SegNetBasic(nn.Module):
                 x, grid = blobs[name] = dropped(name, x), grid
             if decoder.addition:
                 encoded = scored(skips[len(BLOCKS) - block], encoded) if decoder.scored else encoded
+                x, encoded, grid = crop_to_overlap(x, grid, encoded, encoded_grid)
                 x, grid = blobs[f"fuse{block}"] = x + encoded, grid
         if decoder.scored:
             blobs["score"] = x, grid
@@ -159,11 +162,10 @@ class SegNetBasic(nn.Module):
             x, grid = blobs[score] = scored(score, x), grid
         return blobs | {"prob": (nn.softmax(x), grid)}
 
-    def _up(self, name: str, x: jax.Array, size: tuple[int, ...], form: str) -> jax.Array:
+    def _up(self, name: str, x: jax.Array, size: tuple[int, ...], kernel: int, offset: int) -> jax.Array:
         """By two, cut to the encoder's size: bilinear, or by 8×8 kernels that start so."""
-        if form == "bilinear":
-            return Upsample(4, 2, name=name)(x, offset=1, size=(size[0], size[1]))
-        return Upsample(8, 2, "dense", start=4, name=name)(x, offset=3, size=(size[0], size[1]))
+        form = "dense" if kernel == 8 else "fixed"
+        return Upsample(kernel, 2, form, start=4, name=name)(x, offset=offset, size=(size[0], size[1]))
 
     def grids(self) -> dict[str, Grid]:
         """The grid of every blob, by name: its stride, place and receptive field."""

@@ -21,7 +21,9 @@ ms, by patches 272). Patches are made for some rows at a time, so that they stay
 memory. Groups, third, are computed one after another.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,7 @@ from jax.custom_derivatives import SymbolicZero
 
 _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
 _FEW_CHANNELS, _ENOUGH_CHANNELS = 4, 48
+_ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
 _PATCH_VALUES = 2**20  # made at a time
 
 
@@ -71,7 +74,7 @@ def conv2d(
         on_cpu = by_groups
     elif _is_large(kernel.shape, x.shape[1:3], padding):
         on_cpu = by_patches
-    elif max(kernel.shape[:2]) > 1 and (min(kernel.shape[2:]) >= _ENOUGH_CHANNELS or kernel.shape[2] <= _FEW_CHANNELS):
+    elif _gains_by_rows(kernel.shape, x.dtype):
         on_cpu = with_row_gradient
     else:
         return native(x, kernel)
@@ -84,6 +87,28 @@ def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
         return False
     smaller = min(size) + 2 * padding < 2 * max(kernel[:2])
     return smaller or (size[0] * size[1] <= _SMALL_MAP and kernel[2] >= _MANY_CHANNELS)
+
+
+@contextlib.contextmanager
+def over_several_devices() -> Iterator[None]:
+    """A context for tracing programs that a compiler spreads over devices: kernel gradients are XLA's own there.
+
+    Row by row, each device's share of a batch would be added to the others' at every block.
+    """
+    token = _ON_ONE_DEVICE.set(False)
+    try:
+        yield
+    finally:
+        _ON_ONE_DEVICE.reset(token)
+
+
+def _gains_by_rows(kernel: Sequence[int], dtype: Any) -> bool:
+    """Whether the kernel's gradient is by patches; in half precision their sums over blocks would lose digits."""
+    if not _ON_ONE_DEVICE.get():
+        return False
+    height, width, inputs, outputs = kernel
+    enough = min(inputs, outputs) >= _ENOUGH_CHANNELS or inputs <= _FEW_CHANNELS
+    return max(height, width) > 1 and enough and jnp.finfo(dtype).bits >= 32
 
 
 def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):
@@ -123,7 +148,7 @@ def deconv2d(x: jax.Array, kernel: jax.Array, *, padding: int = 0, precision: la
 
     It scatters, `out[i + k − p] += x[i] · w[k]`, and so is the convolution with the flipped kernel and a padding of
     `k − 1 − p`. A kernel larger than the map (DeconvNet's 7×7 from one cell) would meet almost nothing but padding:
-    there each cell times the kernel is laid over the others'.
+    there the products are laid over each other.
     """
     size = kernel.shape[0]
     if size <= min(x.shape[1:3]):
@@ -131,11 +156,14 @@ def deconv2d(x: jax.Array, kernel: jax.Array, *, padding: int = 0, precision: la
     products = jnp.einsum("bhwi,klio->bhkwlo", x, kernel, precision=precision)
     batch, height, _, width, _, features = products.shape
     whole = jnp.zeros((batch, height + size - 1, width + size - 1, features), products.dtype)
-    for row in range(height):
-        for column in range(width):
-            at = (0, row, column, 0)
-            patch = lax.dynamic_slice(whole, at, (batch, size, size, features)) + products[:, row, :, column]
-            whole = lax.dynamic_update_slice(whole, patch, at)
+    # Whichever is fewer: every cell with its patch, or every tap with the whole map.
+    if height * width <= size * size:
+        pieces = [((r, c), products[:, r, :, c]) for r in range(height) for c in range(width)]
+    else:
+        pieces = [((r, c), products[:, :, r, :, c]) for r in range(size) for c in range(size)]
+    for (row, column), piece in pieces:
+        at = (0, row, column, 0)
+        whole = lax.dynamic_update_slice(whole, lax.dynamic_slice(whole, at, piece.shape) + piece, at)
     return whole[:, padding : whole.shape[1] - padding, padding : whole.shape[2] - padding]
 
 

@@ -41,7 +41,8 @@ def sum_over_rows(
 ) -> Any:
     """`function(logits [b H W c], labels [b H W])`, of which results add up over rows, without ever holding the logits.
 
-    Scores are `[b h w c]`, results any tree of arrays. Rows that fill the last block up have the label 255.
+    Scores are `[b h w c]`, results any tree of arrays `[b …]`: added up over images here, those on other devices would
+    be asked for at every block. Rows that fill the last block up have the label 255.
     """
     row_blocks, label_blocks = _blocks(resampling.rows), _blocks(labels, axis=1, fill=255)
 

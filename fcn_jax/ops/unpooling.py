@@ -40,8 +40,11 @@ def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def unpool(x: jax.Array, places: jax.Array, size: Sequence[int]) -> jax.Array:
     """Puts each value of `x [b h w c]` back where it came from in a map of `size` (H, W); zeros elsewhere.
 
-    `places` are those of `max_pool_with_places` of a map of that size, packed.
+    `places` are those of `max_pool_with_places` of a map of that size, packed. Raises ValueError for places of another
+    number of channels.
     """
+    if places.shape[-1] != -(-x.shape[-1] // _PER_BYTE):
+        raise ValueError(f"{x.shape[-1]} channels cannot be unpooled by the places of about {4 * places.shape[-1]}")
     place = _unpack(places, x.shape[-1])[:, :, None, :, None]
     rows, columns = np.arange(WINDOW)[:, None, None, None], np.arange(WINDOW)[:, None]
     here = place == (WINDOW * rows + columns).astype(np.uint8)[None, None]

@@ -191,6 +191,13 @@ def _torchvision_fcn_resnet(names: Sequence[str]) -> Renamed:
     return _by_layer(names, lambda layer: layer)
 
 
+def _torchvision_resnet(names: Sequence[str]) -> Renamed:
+    """conv1.weight, layer1.0.conv1.weight … fc.bias: the classifier, whose layers are an FCN's backbone."""
+    if not {"conv1.weight", "layer1.0.conv1.weight"} <= set(map(_bare, names)):
+        return {}
+    return _by_layer(names, lambda layer: f"backbone.{layer}")
+
+
 def _keras_vgg(names: Sequence[str]) -> Renamed:
     """block1_conv1/…/kernel:0 (Keras 1: …_W_1:0), fc1, fc2, predictions; Keras 3 counts: layers/conv2d_1/vars/0."""
     layers = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8", "dense": "fc6", "dense_1": "fc7", "dense_2": "fc8"}
@@ -253,6 +260,7 @@ ORIGINS = (
     Origin("torchvision (VGG)", _torchvision_vgg, input_spec=IMAGENET_INPUT),
     Origin("PyTorch with the release's names", _torch_caffe_names, input_spec=FCN_INPUT),
     Origin("torchvision (FCN on ResNet)", _torchvision_fcn_resnet, input_spec=IMAGENET_INPUT),
+    Origin("torchvision (ResNet)", _torchvision_resnet, input_spec=IMAGENET_INPUT),
     Origin("Keras (VGG)", _keras_vgg, channels_last=True, input_spec=VGG_INPUT),
     Origin(
         "VGG-16 for TensorFlow (.npz)",
