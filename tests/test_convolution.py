@@ -103,7 +103,7 @@ def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate
     traced = function.trace(*shapes)
     lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
     assert ("stablehlo.convolution" in lowered["cpu"]) == on_cpu
-    by_patches = kernel_size > 1 and (differentiate or not on_cpu)
+    by_patches = not on_cpu or (differentiate and channels <= 4)
     assert ("stablehlo.dot_general" in lowered["cpu"]) == by_patches
     assert "stablehlo.convolution" in lowered["tpu"]
     assert "stablehlo.dot_general" not in lowered["tpu"]
@@ -186,7 +186,6 @@ def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
     lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
     assert "group_count = 2" not in lowered["cpu"]
     assert "stablehlo.convolution" in lowered["cpu"]
-    assert ("stablehlo.dot_general" in lowered["cpu"]) == differentiate
     assert "group_count = 2" in lowered["tpu"]
     assert "stablehlo.dot_general" not in lowered["tpu"]
 
@@ -194,13 +193,13 @@ def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
 def test_precision_is_handed_on_to_groups():
     x, kernel = grouped_scene((6, 5), 3, groups=2, inputs=5, outputs=2)
     text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, groups=2, precision=lax.Precision.HIGHEST))(x))
-    # Whole; and group by group, each for accelerators and for CPUs.
-    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1 + 2 * 2
+    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 3  # whole, and group by group
 
 
 # Row by row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [200, 2000])
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 0, 2)])
 @pytest.mark.parametrize("kernel_size", [3, 7])
