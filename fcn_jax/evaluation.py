@@ -117,9 +117,7 @@ def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
     def predict(variables: Any, image: jax.Array) -> Any:
-        resampling = steps.last_resampling(model, variables, image)
-        coarse: dict[str, Any] = {} if resampling is None else {"upsample": False}
-        scores = by_head(model.apply(variables, image, train=False, **coarse))
+        scores, resampling = steps.scores_by_head(model, variables, image)
         labelled = label if resampling is None else partial(map_rows, label, resampling=resampling)
         return only_head({head: labelled(each) for head, each in scores.items()})
 

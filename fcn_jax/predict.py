@@ -50,7 +50,7 @@ class Predictor:
             raise ConfigError(f"{origin} has no dropout in testing: there is nothing to sample")
         self.info, self.input_spec, self.origin, self.samples = info, input_spec, origin, samples
         # Classifiers have nothing that brings their map to pixels.
-        self.is_classifier = not hasattr(model, "upsampling_kernels")
+        self.is_classifier = not hasattr(model, "score_grid")
         self._model, self._variables = model, variables
         self._logits = jax.jit(model.apply)
         self._predict = evaluation.predicted_labels(model)

@@ -68,7 +68,7 @@ def make_train_step(
         resampling = None
         if fused and loss.by_parts and not at_scores:
             share = batch["image"].shape[0] // accumulate
-            resampling = last_resampling(model, state.variables, batch["image"][:share])
+            resampling = _last_resampling(model, state.variables, batch["image"][:share])
         coarse: dict[str, Any] = {"upsample": False} if at_scores or resampling is not None else {}
         # Only a net with batch norm has use for the other devices while it runs.
         net = model.clone(axis_name=axis_name) if state.batch_stats else model
@@ -150,20 +150,31 @@ def _scored(logits: Any, labels: Any, auxiliary: float) -> Iterable[tuple[str, j
     return [("", scores, auxiliary if place else 1.0) for place, scores in enumerate(logits.values())]
 
 
-def last_resampling(model: Any, variables: Any, image: jax.Array) -> Resampling | None:
+def _last_resampling(model: Any, variables: Any, image: jax.Array) -> Resampling | None:
     """A net's last resampling to pixels, where it has one that can be computed a few rows at a time."""
     if not hasattr(model, "resampling"):
         return None
+    return model.resampling(_cells(model, variables, image), image.shape[1:3])
+
+
+def _cells(model: nn.Module, variables: Any, image: jax.Array) -> tuple[int, int]:
+    """Height and width of a net's coarse scores, without computing any."""
     scores = jax.eval_shape(partial(model.apply, upsample=False), variables, image)
-    return model.resampling(jax.tree.leaves(scores)[0].shape[1:3], image.shape[1:3])
+    return jax.tree.leaves(scores)[0].shape[1:3]
+
+
+def scores_by_head(model: nn.Module, variables: Any, image: jax.Array) -> tuple[dict[str, Any], Resampling | None]:
+    """Scores of an image in use, by head: coarse ones with what brings them to pixels, or logits and None."""
+    resampling = _last_resampling(model, variables, image)
+    coarse: dict[str, Any] = {} if resampling is None else {"upsample": False}
+    return by_head(model.apply(variables, image, train=False, **coarse)), resampling
 
 
 def _at_scores(model: nn.Module, variables: Any, batch: Batch) -> Any:
     """The labels of the pixels that the coarse scores are centred on, 255 beyond the image, by head if several."""
-    apply = partial(model.apply, upsample=False)
-    shape = jax.tree.leaves(jax.eval_shape(apply, variables, batch["image"]))[0].shape
+    cells = _cells(model, variables, batch["image"])
     grid = model.score_grid()  # pyright: ignore[reportAttributeAccessIssue]
-    return jax.tree.map(lambda labels: sample(labels, grid, shape[1:3], IGNORE), batch["label"])
+    return jax.tree.map(lambda labels: sample(labels, grid, cells, IGNORE), batch["label"])
 
 
 def _counts(model: nn.Module, loss: Loss, labels: Any) -> dict[str, jax.Array]:
@@ -199,9 +210,8 @@ def make_eval_step(model: nn.Module) -> Callable[..., Any]:
     each_image = losses.each_image(counted)
 
     def eval_step(variables: Any, batch: Batch, axis_name: str | None = None) -> Any:
-        resampling = last_resampling(model, variables, batch["image"])
-        coarse: dict[str, Any] = {} if resampling is None else {"upsample": False}
-        scores, labels = by_head(model.apply(variables, batch["image"], train=False, **coarse)), by_head(batch["label"])
+        scores, resampling = scores_by_head(model, variables, batch["image"])
+        labels = by_head(batch["label"])
         count = each_image if resampling is None else partial(sum_over_rows, each_image, resampling=resampling)
         matrices = {head: jnp.sum(count(each, labels[head]), axis=0) for head, each in scores.items()}
         matrices = matrices if axis_name is None else lax.psum(matrices, axis_name)

@@ -132,10 +132,6 @@ class DeconvNet(nn.Module):
         """By head ("" for the only one): the layers that have an output for each class."""
         return {"": (SCORES,)}
 
-    def upsampling_kernels(self) -> dict[str, int]:
-        """None: the decoder unpools."""
-        return {}
-
     def deconvolutions(self) -> tuple[str, ...]:
         """The layers whose kernels scatter."""
         return tuple(name for name in self.layer_names() if "deconv" in name)

@@ -155,10 +155,6 @@ class DeepLab(nn.Module):
         """By head ("" for the only one): the layers that have an output for each class."""
         return {"": (SCORES,)}
 
-    def upsampling_kernels(self) -> dict[str, int]:
-        """None: the scores are interpolated."""
-        return {}
-
     def layer_names(self) -> tuple[str, ...]:
         """The convolutions, in order, but the last."""
         branches = [f"{source}_ms{number}" for source in BRANCHES for number in (1, 2)] if self.multi_scale else []

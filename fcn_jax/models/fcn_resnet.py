@@ -100,10 +100,6 @@ class FCNResNet(nn.Module):
         """By head ("" for the only one): the layers that have an output for each class."""
         return {"": (f"{SCORES}4", *((f"{AUXILIARY}4",) if self.auxiliary else ()))}
 
-    def upsampling_kernels(self) -> dict[str, int]:
-        """None: the scores are interpolated."""
-        return {}
-
     def score_grid(self) -> Grid:
         """Where the scores of `upsample=False` lie: every stride is two, and centred on its first pixel."""
         return Grid(step=Fraction(STRIDE))

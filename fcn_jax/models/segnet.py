@@ -141,10 +141,6 @@ class SegNet(nn.Module):
         """By head ("" for the only one): the layers that have an output for each class."""
         return {"": (self.classifier,)}
 
-    def upsampling_kernels(self) -> dict[str, int]:
-        """None: the decoder unpools."""
-        return {}
-
     def layer_names(self) -> tuple[str, ...]:
         """The convolutions, in order, but the last."""
         encoder = vgg.layer_names(vgg.NETS[self.trunk])

@@ -185,10 +185,6 @@ class SegNetBasic(nn.Module):
         skips = [f"score_conv{block}" for block in reversed(BLOCKS)] if decoder.scored and decoder.addition else []
         return {"": ("conv_classifier", *skips)}
 
-    def upsampling_kernels(self) -> dict[str, int]:
-        """None that a released file holds: SegNet-Basic unpools."""
-        return {}
-
     def layer_names(self) -> tuple[str, ...]:
         """The convolutions whose widths are free, in order."""
         decoders = [f"conv_decode{block}" for block in reversed(BLOCKS)]
