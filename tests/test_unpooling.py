@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_jax import models, state
-from fcn_jax.models import segnet
+from fcn_jax.models import layers
 from fcn_jax.ops.pooling import max_pool
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool, unpool_corner, unpool_nearest
 
@@ -146,7 +146,7 @@ def test_two_bits_a_window_live_between_encoder_and_decoder(monkeypatch):
         return jnp.where(features == unpool_nearest(max_pool(features), size), unpool_nearest(x, size), 0)
 
     packed = temporaries()
-    monkeypatch.setattr(segnet, "max_pool_with_places", lambda x: (max_pool(x), x))
-    monkeypatch.setattr(segnet, "unpool", compared)
-    monkeypatch.setattr(segnet, "flat_indices", lambda features, channels, width: features)
+    monkeypatch.setattr(layers, "max_pool_with_places", lambda x: (max_pool(x), x))
+    monkeypatch.setattr(layers, "unpool", compared)
+    monkeypatch.setattr(layers, "flat_indices", lambda features, channels, width: features)
     assert packed < 0.92 * temporaries()

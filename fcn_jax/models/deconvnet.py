@@ -20,10 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.models import trunks, vgg
-from fcn_jax.models.layers import BatchNorm, Conv, Deconv, Normed, channels_of
+from fcn_jax.models.layers import BatchNorm, Conv, Deconv, Normed, RememberedPools, channels_of
 from fcn_jax.models.segnet import EPSILON, SHIFT
 from fcn_jax.ops.grid import IMAGE, Grid
-from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
 FC6 = 7
 # Deconvolutions of each block, from the last: a block ends in the channels of the next.
@@ -72,7 +71,7 @@ class DeconvNet(nn.Module):
     def blobs(self, image: jax.Array, train: bool) -> dict[str, tuple[jax.Array, Grid]]:
         """Every layer's output by the release's blob names, with the grid that it lies on."""
         trunks.check_layers(self, image, self.layer_names())
-        pooled: list[tuple[jax.Array, tuple[int, ...]]] = []  # places in the windows, and the shape before pooling
+        pools = RememberedPools()
 
         def normed(module: Any, norm: str) -> Normed:
             norm_layer = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=norm)
@@ -87,15 +86,8 @@ class DeconvNet(nn.Module):
             module = Deconv(channels_of(self, name, published), kernel_size, padding, **self._numbers(), name=name)
             return normed(module, norm)
 
-        def pool(x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
-            largest, places = max_pool_with_places(x)
-            pooled.append((places, x.shape))
-            return largest, grid.conv(kernel=2, stride=2)
-
-        blobs = vgg.trunk(conv, image, IMAGE, pool=pool)
-        for block, (places, shape) in enumerate(pooled, start=1):
-            _, grid = blobs[f"pool{block}"]
-            blobs[f"pool{block}_mask"] = flat_indices(places, shape[3], shape[2]), grid
+        blobs = vgg.trunk(conv, image, IMAGE, pool=pools.pool)
+        blobs |= pools.masks(blobs)
         x, grid = blobs["pool5"]
         height, width = x.shape[1:3]
         x = jnp.pad(x, ((0, 0), (0, max(FC6 - height, 0)), (0, max(FC6 - width, 0)), (0, 0)))
@@ -106,9 +98,7 @@ class DeconvNet(nn.Module):
         x, grid = nn.relu(module(x))[:, :height, :width], module.grid(grid)
         blobs["fc6-deconv"] = x, grid
         for block, features in DECODER.items():
-            places, shape = pooled[block - 1]
-            x, grid = unpool(x, places, shape[1:3]), grid.transposed_conv(2, 2)
-            blobs[f"unpool{block}"] = x, grid
+            x, grid = blobs[f"unpool{block}"] = pools.unpool(x, grid, block)
             for number, published in enumerate(features, start=1):
                 name = f"deconv{block}_{number}"
                 module = deconv(name, f"debn{block}_{number}", published, 3, 1)

@@ -15,6 +15,7 @@ import numpy as np
 from fcn_jax.errors import ConfigError
 from fcn_jax.ops import bilinear, convolution
 from fcn_jax.ops.grid import Grid
+from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
 # How an up-sampling layer is held: `fixed` is bilinear and no parameter, `grouped` one kernel a channel, `dense` a
 # kernel for each pair of channels, as Caffe stores them, `dense_biased` the same with a bias. Parameters start
@@ -150,6 +151,33 @@ class Normed:
     def grid(self, grid: Grid) -> Grid:
         """Where the output's cells lie, for an input whose cells lie on `grid`."""
         return self.conv.grid(grid)
+
+
+class RememberedPools:
+    """An encoder's poolings, which a decoder undoes: `pool` is handed to a trunk, `unpool` told the block."""
+
+    def __init__(self):
+        self._pooled: list[
+            tuple[jax.Array, tuple[int, ...]]
+        ] = []  # places in the windows, and the shape before pooling
+
+    def pool(self, x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
+        """A 2×2 max pooling of stride two, of the next block."""
+        largest, places = max_pool_with_places(x)
+        self._pooled.append((places, x.shape))
+        return largest, grid.conv(kernel=2, stride=2)
+
+    def unpool(self, x: jax.Array, grid: Grid, block: int) -> tuple[jax.Array, Grid]:
+        """Values back at the places of a block's pooling, blocks counted from 1."""
+        places, shape = self._pooled[block - 1]
+        return unpool(x, places, shape[1:3]), grid.transposed_conv(2, 2)
+
+    def masks(self, blobs: dict[str, tuple[jax.Array, Grid]]) -> dict[str, tuple[jax.Array, Grid]]:
+        """The release's blobs `pool1_mask` …, each on the grid of its pooled map among `blobs`."""
+        return {
+            f"pool{block}_mask": (flat_indices(places, shape[3], shape[2]), blobs[f"pool{block}"][1])
+            for block, (places, shape) in enumerate(self._pooled, start=1)
+        }
 
 
 class Deconv(nn.Module):

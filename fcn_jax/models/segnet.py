@@ -13,6 +13,7 @@ unpools by the indices of the pooling that it mirrors, and convolves as often, t
 Nothing but two bits a window passes from the one to the other. The paper's decoders have no ReLU; the release's have.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.models import trunks, vgg
-from fcn_jax.models.layers import BatchNorm, Conv, Dropout, Normed, channels_of
+from fcn_jax.models.layers import BatchNorm, Conv, Dropout, Normed, RememberedPools, channels_of
 from fcn_jax.ops.grid import IMAGE, Grid
-from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
 # caffe-segnet's; the decoder's names end in D, and a batch norm is called like its convolution.
 EPSILON, SHIFT = 1e-9, 0.001
@@ -85,7 +85,7 @@ class SegNet(nn.Module):
             raise ValueError(f"trunk={self.trunk!r} is none of {', '.join(vgg.NETS)}")
         trunks.check_layers(self, image, self.layer_names())
         variant = vgg.NETS[self.trunk]
-        pooled: list[tuple[jax.Array, tuple[int, ...]]] = []  # places in the windows, and the shape before pooling
+        pools, numbers = RememberedPools(), itertools.count(1)
 
         def layer(name: str, published: int, kernel_size: int, padding: int) -> Normed:
             conv = self._conv(name, channels_of(self, name, published), kernel_size, padding)
@@ -98,19 +98,14 @@ class SegNet(nn.Module):
             return Dropout(self.dropout, name=f"drop_{name}")(x, train=stochastic, example_index=example_index)
 
         def pool(x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
-            largest, places = max_pool_with_places(x)
-            pooled.append((places, x.shape))
-            return dropped(f"pool{len(pooled)}", largest), grid.conv(kernel=2, stride=2)
+            x, grid = pools.pool(x, grid)
+            return dropped(f"pool{next(numbers)}", x), grid
 
         blobs = vgg.trunk(layer, image, IMAGE, variant, pool=pool)
-        for block, (places, shape) in enumerate(pooled, start=1):
-            _, grid = blobs[f"pool{block}"]
-            blobs[f"pool{block}_mask"] = flat_indices(places, shape[3], shape[2]), grid
+        blobs |= pools.masks(blobs)
         x, grid = blobs["pool5"]
         for block, kernels in reversed(list(enumerate(vgg.VARIANTS[variant], start=1))):
-            places, shape = pooled[block - 1]
-            x, grid = unpool(x, places, shape[1:3]), grid.transposed_conv(2, 2)
-            blobs[f"pool{block}_D"] = x, grid
+            x, grid = blobs[f"pool{block}_D"] = pools.unpool(x, grid, block)
             for number, kernel in reversed(list(enumerate(kernels, start=1))):
                 name = f"conv{block}_{number}_D"
                 if name == self.classifier:
