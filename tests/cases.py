@@ -18,11 +18,12 @@ NARROW = {"width": 1 / 32, "fc_width": 8}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model's name, the arguments that tell it from its kin, and an image size that none of its strides divides."""
+    """A model's name, what makes it narrow, what tells it from its kin, and an image that none of its strides divides."""
 
     name: str
-    args: dict[str, Any] = dataclasses.field(hash=False)
+    widths: dict[str, Any] = dataclasses.field(hash=False)
     size: tuple[int, int]
+    args: dict[str, Any] = dataclasses.field(hash=False, default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -30,9 +31,9 @@ class Case:
 
     def narrow(self, **changes) -> Any:
         """The net at a width at which it runs in milliseconds."""
-        return models.create(self.name, CLASSES, **NARROW | self.args | changes)
+        return models.create(self.name, CLASSES, **self.widths | self.args | changes)
 
-    def full(self) -> nn.Module:
+    def full(self) -> Any:
         """The published width, for 21 classes: for shapes only."""
         return models.create(self.name, 21, **self.args)
 
@@ -41,11 +42,11 @@ class Case:
 
 
 CASES = (
-    Case("fcn32s", {"padding": "caffe"}, (13, 6)),
-    Case("fcn16s", {"padding": "same"}, (1, 70)),
-    Case("fcn8s", {"padding": "caffe"}, (21, 1)),
-    Case("fcn8s", {"padding": "same"}, (45, 58)),
-    Case("fcn8s_atonce", {"padding": "same"}, (39, 41)),
+    Case("fcn32s", NARROW, (13, 6), {"padding": "caffe"}),
+    Case("fcn16s", NARROW, (1, 70), {"padding": "same"}),
+    Case("fcn8s", NARROW, (21, 1), {"padding": "caffe"}),
+    Case("fcn8s", NARROW, (45, 58), {"padding": "same"}),
+    Case("fcn8s_atonce", NARROW, (39, 41), {"padding": "same"}),
 )
 
 
@@ -67,8 +68,8 @@ OTHERS = (
     Case("fcn_alexnet", {"width": 1 / 16, "fc_width": 8}, (31, 50)),
     Case("fcn_googlenet", {"width": 1 / 8}, (37, 44)),
     Case("segnet", SEGNET, (37, 50)),
-    Case("segnet", SEGNET | {"trunk": "vgg11"}, (33, 34)),
-    Case("bayesian_segnet", SEGNET | {"classifier": "camvid"}, (37, 50)),
+    Case("segnet", SEGNET, (33, 34), {"trunk": "vgg11"}),
+    Case("bayesian_segnet", SEGNET, (37, 50), {"classifier": "camvid"}),
     Case("segnet_basic", {"width": 1 / 8}, (19, 34)),
     Case("bayesian_segnet_basic", {"width": 1 / 8}, (19, 34)),
     *(

@@ -129,6 +129,7 @@ def test_there_is_nothing_to_up_sample():
     assert programs[0] == programs[1]
 
 
+@pytest.mark.slow
 @every_kind
 def test_every_parameter_has_a_gradient(name):
     module = narrow(name, dropout=0.0)

@@ -18,15 +18,6 @@ every_net = pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.id)
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
-def narrow(case, **changes):
-    return models.create(case.name, CLASSES, **case.args | changes)
-
-
-def full(case):
-    args = {name: value for name, value in case.args.items() if name not in ("width", "fc_width")}
-    return models.create(case.name, 21, **args)
-
-
 def test_every_model_has_a_row():
     assert {case.name for case in (*CASES, *OTHERS)} == set(models.SEGMENTATION)
 
@@ -34,7 +25,7 @@ def test_every_model_has_a_row():
 @every_net
 def test_names_and_shapes(case, golden):
     """At full size, with the number of parameters."""
-    shapes = state.abstract_variables(full(case))
+    shapes = state.abstract_variables(case.full())
     described = {}
     for collection, tree in shapes.items():
         for name, leaf in zip(optim.parameter_names(tree), jax.tree.leaves(tree), strict=True):
@@ -48,14 +39,14 @@ def test_names_and_shapes(case, golden):
 def test_logits(case, golden):
     """At a few places, in float64 so that no digit depends on the machine; and the same in float32."""
     with jax.enable_x64():
-        module = narrow(case, dtype=jnp.float64)
-        variables = jax.tree.map(lambda x: x.astype(np.float64), jax.device_get(filled(narrow(case))))
+        module = case.narrow(dtype=jnp.float64)
+        variables = jax.tree.map(lambda x: x.astype(np.float64), jax.device_get(filled(case.narrow())))
         logits = np.asarray(jax.jit(module.apply)(variables, case.image(1).astype(np.float64)))
     assert logits.dtype == np.float64 and logits.shape == (1, *case.size, CLASSES)
     flat = logits.ravel()
     probes = [float(f"{flat[i]:.6g}") for i in np.linspace(0, flat.size - 1, 8).astype(int)]
     golden(f"logits-{case.name}{case.args.get('trunk', '')}", probes)
-    logits32 = jax.jit(narrow(case).apply)(filled(narrow(case)), case.image(1))
+    logits32 = jax.jit(case.narrow().apply)(filled(case.narrow()), case.image(1))
     assert logits32.dtype == jnp.float32
     np.testing.assert_allclose(logits32, logits, rtol=0, atol=3e-5 * np.abs(logits).max())
 
@@ -65,7 +56,7 @@ def test_logits(case, golden):
 @settings(deadline=None, max_examples=6)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_any_size_comes_back(case, height, width):
-    module = narrow(case)
+    module = case.narrow()
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     variables = state.abstract_variables(module)
     logits = jax.eval_shape(module.apply, variables, image)
@@ -75,11 +66,26 @@ def test_any_size_comes_back(case, height, width):
     assert scores.shape[3] == CLASSES and scores.shape[1] <= height + 31
 
 
+@pytest.mark.parametrize(
+    "case",
+    [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS if hasattr(case.narrow(), "resampling"))],
+    ids=lambda case: case.id,
+)
+def test_logits_are_scores_resampled(case):
+    module = case.narrow()
+    image = case.image(1)
+    logits, scores = jax.jit(
+        lambda variables: (module.apply(variables, image), module.apply(variables, image, upsample=False))
+    )(filled(module))
+    found = module.resampling(scores.shape[1:3], image.shape[1:3])(scores)
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
 @pytest.mark.slow
 @every_net
 def test_a_single_pixel(case):
     """The smallest image there is, for real."""
-    logits = jax.jit(narrow(case).apply)(filled(narrow(case)), case.image(1)[:, :1, :1])
+    logits = jax.jit(case.narrow().apply)(filled(case.narrow()), case.image(1)[:, :1, :1])
     assert logits.shape == (1, 1, 1, CLASSES) and np.all(np.isfinite(logits))
 
 
@@ -87,7 +93,7 @@ def test_a_single_pixel(case):
 @every_net
 def test_every_parameter_has_a_gradient(case):
     """In training, where batch norm is by the batch: what a bias in front of it adds it takes away, gradient."""
-    module = narrow(case)
+    module = case.narrow()
     variables = filled(module)
 
     def loss(params):
@@ -116,10 +122,10 @@ def test_bfloat16(case):
 
     That is what some fifty layers of eight bits give at these widths; at full width sums are longer and errors smaller.
     """
-    module = narrow(case, dtype=jnp.bfloat16)
+    module = case.narrow(dtype=jnp.bfloat16)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.abstract_variables(module)))
-    wanted = jax.jit(narrow(case).apply)(filled(narrow(case)), case.image(1))
-    found = jax.jit(module.apply)(filled(narrow(case)), case.image(1))
+    wanted = jax.jit(case.narrow().apply)(filled(case.narrow()), case.image(1))
+    found = jax.jit(module.apply)(filled(case.narrow()), case.image(1))
     assert found.dtype == jnp.float32
     difference = np.abs(found - wanted)
     assert np.sqrt(np.mean(difference**2)) <= 0.05 * np.abs(wanted).max()

@@ -102,6 +102,7 @@ def test_every_size_from_1_to_1200_of_the_full_net_comes_back(name):
         assert jax.eval_shape(module.apply, variables, blob).shape == (1, height, 1201 - height, 21)
 
 
+@pytest.mark.slow
 @every_net
 def test_every_parameter_has_a_gradient(net):
     # Wide enough that no bias of a narrow layer keeps it silent everywhere.

@@ -16,6 +16,8 @@ from fcn_jax.models.layers import Dropout, Upsample
 from fcn_jax.ops.bilinear import upsample_bilinear
 from fcn_jax.ops.pooling import pooled_size
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 TRUNK = [
     *("conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2", "conv3_1", "conv3_2", "conv3_3", "pool3"),
     *("conv4_1", "conv4_2", "conv4_3", "pool4", "conv5_1", "conv5_2", "conv5_3", "pool5", "fc6", "fc7", "score_fr"),
@@ -29,14 +31,6 @@ TAPS = {
     "fcn8s_atonce": [*TRUNK, POOL4[0], "scale_pool4", *POOL4[1:], POOL3[0], "scale_pool3", *POOL3[1:], "score"],
 }
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These tests compile much and run little: XLA's optimizations would double their time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def count(module) -> int:
@@ -288,6 +282,7 @@ def test_nothing_is_scored_before_training():
             np.testing.assert_allclose(kernel.std(), np.sqrt(2 / math.prod(kernel.shape[:-1])), rtol=0.2, err_msg=layer)
 
 
+@pytest.mark.slow
 @every_case
 def test_every_parameter_has_a_gradient(case):
     module = case.narrow(dropout=0.0)

@@ -11,17 +11,6 @@ from fcn_jax import models, optim, parallel, state, steps
 from fcn_jax.errors import ConfigError
 
 CLASSES = 5
-# Devices, mode, accumulated parts.
-LAYOUTS = [
-    (1, "pmap", 1),
-    (2, "pmap", 1),
-    (8, "pmap", 1),
-    (2, "mesh", 1),
-    (8, "mesh", 1),
-    (2, "mesh", 2),
-    (1, "mesh", 4),
-    (2, "pmap", 2),
-]
 RECIPE = experiment.default().optim
 RECIPE.update(
     name="sgd", lr=0.05, momentum=0.9, schedule="poly", warmup_steps=3, clip_norm=1.0, frozen=("conv1_1/*",)
@@ -29,6 +18,11 @@ RECIPE.update(
 
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
+
+
+def layouts(*rows, quick=((8, "pmap", 1),)):
+    """Rows of devices, mode and accumulated parts; all but the quick ones are left to the full tier."""
+    return [row if row in quick else pytest.param(row, marks=pytest.mark.slow) for row in rows]
 
 
 def make_batch(step: int, dtype: type = np.float32) -> dict[str, np.ndarray]:
@@ -103,7 +97,15 @@ class TestTwentySteps:
         assert min(moved.values()) > 1e-4
         assert current.params["fc6"]["kernel"].dtype == np.float64
 
-    @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+    @pytest.mark.parametrize(
+        "layout",
+        layouts(
+            *((devices, "pmap", 1) for devices in (1, 2, 8)),
+            *((devices, "mesh", 1) for devices in (2, 8)),
+            *((2, "mesh", 2), (1, "mesh", 4), (2, "pmap", 2)),
+        ),
+        ids=str,
+    )
     def test_is_the_same_on_any_devices(self, reference, layout):
         (wanted, wanted_report), _ = reference
         (found, found_report), _ = self.run(layout)
@@ -130,11 +132,7 @@ class TestBatchNorm:
     def reference(cls):
         return cls.run((1, "mesh", 1))
 
-    @pytest.mark.parametrize(
-        "layout",
-        [(2, "pmap", 1), *(pytest.param(each, marks=pytest.mark.slow) for each in ((8, "pmap", 1), (8, "mesh", 1)))],
-        ids=str,
-    )
+    @pytest.mark.parametrize("layout", layouts((2, "pmap", 1), (8, "pmap", 1), (8, "mesh", 1)), ids=str)
     def test_is_the_same_on_any_devices(self, reference, layout):
         found = self.run(layout)
         # A bias in front of a batch norm has no gradient but rounding's.
@@ -164,7 +162,9 @@ class TestFirstGradient:
     def reference(cls):
         return run(*cls.train_step(), (1, "pmap", 1), 1)
 
-    @pytest.mark.parametrize("layout", [(2, "pmap", 1), (8, "pmap", 1), (1, "mesh", 1), (8, "mesh", 1)], ids=str)
+    @pytest.mark.parametrize(
+        "layout", layouts((8, "pmap", 1), (8, "mesh", 1), (2, "pmap", 1), (1, "mesh", 1), quick=((8, "pmap", 1), (8, "mesh", 1))), ids=str
+    )
     def test_is_the_same_on_any_devices(self, reference, layout):
         current, report = run(*self.train_step(), layout, 1)
         assert_close(current.params, reference[0].params, 1e-5)

@@ -62,27 +62,6 @@ def test_counts_and_labels_are_those_of_the_whole(kind):
     np.testing.assert_array_equal(mapped(scores), predicted)
 
 
-@pytest.mark.parametrize(
-    ("name", "args"),
-    [
-        ("fcn8s", {"width": 1 / 32, "fc_width": 8, "padding": "caffe"}),
-        ("fcn32s", {"width": 1 / 32, "fc_width": 8}),
-        ("deeplab_largefov", {"width": 1 / 32, "fc_width": 8}),
-        ("fcn_resnet50", {"width": 1 / 16}),
-    ],
-)
-def test_a_nets_logits_are_its_scores_resampled(name, args):
-    module: Any = models.create(name, 3, **args)
-    image = np.random.RandomState(0).normal(size=(1, 33, 50, 3)).astype(np.float32)
-    variables = jax.jit(module.init)(jax.random.key(0), image)
-    draw = np.random.RandomState(1)
-    variables = jax.tree.map(lambda x: x + 0.1 * draw.uniform(size=x.shape).astype(np.float32), variables)
-    logits = module.apply(variables, image)
-    scores = module.apply(variables, image, upsample=False)
-    found = module.resampling(scores.shape[1:3], image.shape[1:3])(scores)
-    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
-
-
 def test_learned_up_sampling_is_no_resampling():
     module: Any = models.create("fcn8s", 3, width=1 / 32, fc_width=8, upsampling={"upscore8": "dense"})
     assert module.resampling((3, 3), (8, 8)) is None

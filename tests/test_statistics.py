@@ -6,6 +6,8 @@ import pytest
 
 from fcn_jax import models, state, statistics
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 
 def test_is_the_mean_of_the_batches():
     model = models.create("bayesian_segnet_basic", 3, width=1 / 16)

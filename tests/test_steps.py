@@ -15,6 +15,8 @@ from fcn_jax.models.layers import BatchNorm, Conv, Dropout
 from fcn_jax.ops.grid import IMAGE
 from fcn_jax.ops.unpooling import unpool_nearest
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 CLASSES = 3
 
 

@@ -81,7 +81,8 @@ def test_gradients(size):
     np.testing.assert_allclose(back, wanted, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=8)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
 def test_any_shape(height, width, channels, seed):
     x = with_ties((height, width), channels, seed)
