@@ -40,8 +40,8 @@ def main() -> None:
         for net, config in NETS.items():
             workdir = options.runs.absolute() / f"{net.lower()}-{seed}"
             command = [sys.executable, "train.py", "--config", config, "--workdir", str(workdir)]
-            seeds = [f"--config.seed={seed}", f"--config.data.shapes.seed={seed}"]
-            subprocess.run([*command, *seeds], cwd=root, check=True)
+            fields = [f"--config.seed={seed}", f"--config.data.shapes.seed={seed}", "--config.train.steps=2400"]
+            subprocess.run([*command, *fields], cwd=root, check=True)
     print(table(options.runs, options.seeds))
     path = options.runs / "skips.png"
     visualize.write_png(path, picture(options.runs, options.images))
