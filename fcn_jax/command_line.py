@@ -12,14 +12,18 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax.errors import ConfigError, UserError
+from fcn_jax.preemption import EXIT_CODE, Preempted
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs `main(arguments)`. A mistake in the flags ends in exit code 2, a UserError in 1, each as one line."""
+    """Runs `main(arguments)`. Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line; 75, Preempted."""
 
     def guarded(arguments: Sequence[str]) -> int | None:
         try:
             return main(arguments[1:])
+        except Preempted as left:
+            print(left, file=sys.stderr, flush=True)
+            return EXIT_CODE
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 1

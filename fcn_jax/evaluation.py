@@ -159,11 +159,17 @@ def evaluate_net(
     *,
     batch_size: int,
     threads: int,
-) -> dict[str, Evaluation]:
-    """Scores a net on every image of the source. `eval_step` is `steps.make_eval_step`'s, wrapped for `mesh`."""
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Evaluation] | None:
+    """Scores a net on every image of the source. `eval_step` is `steps.make_eval_step`'s, wrapped for `mesh`.
+
+    None where `stop`, asked before each batch, breaks it off.
+    """
     results = _nothing_yet(source)
     batch_size = -(-batch_size // mesh.size) * mesh.size
     for batch in loader.eval_batches(source, spec, batch_size=batch_size, threads=threads):
+        if stop():
+            return None
         placed = parallel.put_batch({name: batch[name] for name in ("image", "label")}, mesh, mode)
         matrices = by_head(eval_step(variables, placed))
         for head, label in by_head(batch["label"]).items():

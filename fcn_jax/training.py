@@ -40,15 +40,19 @@ from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.labels import Info, by_head, class_counts
 from fcn_jax.models.layers import is_fully_connected
 from fcn_jax.predict import Predictor
+from fcn_jax.preemption import Preempted, Preemption
 from fcn_jax.progress import Progress
 from fcn_jax.report import METRICS_FILE
+
+_GO_ON = "the same command goes on from the newest checkpoint"
 
 
 def train(config: experiment.Config, workdir: Path, profile: bool = False) -> state.TrainState:
     """Trains the experiment of `config` in `workdir`, to its last step, and gives the final state.
 
     With `profile` a trace of a few early steps is written for TensorBoard. Raises UserErrors for what cannot work,
-    before the first step where it can be known, and NonFiniteError when the loss stops being a number.
+    before the first step where it can be known, and NonFiniteError when the loss stops being a number. On SIGTERM it
+    saves and raises Preempted.
     """
     experiment.validate(config)
     if config.deterministic:
@@ -72,7 +76,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     spec = experiment.input_spec(config)
     class_weights = experiment.class_weights(config, info)
 
-    with _claimed(workdir, config, info), Checkpoints(workdir) as checkpoints:
+    with _claimed(workdir, config, info), Preemption() as preemption, Checkpoints(workdir) as checkpoints:
         start = checkpoints.latest_step() or 0
         like = parallel.placed(jax.eval_shape(lambda variables: begin(variables, optimizer), abstract), mesh)
         if start >= config.train.steps:
@@ -150,18 +154,26 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             mode,
                             batch_size=config.data.batch_size,
                             threads=config.data.threads,
+                            stop=lambda: preemption.asked,
                         )
-                        mean_iou = progress.write_scores(step, results)
+                        mean_iou = progress.write_scores(step, results) if results else None
+                    if mean_iou is None:
+                        print(f"the evaluation after step {step} was broken off")
+                        if step == last:  # with its checkpoint the run would be finished
+                            raise Preempted(f"{workdir}: left before the end of step {step}; {_GO_ON}")
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
                     _write_pictures(config, workdir, model, current.variables, val_source, reporter)
-                if mean_iou is not None or report.due(step, config.train.checkpoint_every, last):
+                leaving = preemption.asked and step < last
+                if mean_iou is not None or leaving or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
                         progress.check_parameters(step, current)
                         # Without a labelled pixel in the split there is no score to rank the checkpoint by.
                     # Before the statistics of the training set there is none either: the net is not the one to be used.
                     scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
                     checkpoints.save(step, current, mean_iou if scored else None)
+                if leaving:
+                    raise Preempted(f"{workdir}: left after step {step} of {last}; {_GO_ON}")
     print(f"finished: {workdir}")
     return current
 

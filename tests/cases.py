@@ -5,7 +5,6 @@ import functools
 import zlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ NARROW = {"width": 1 / 32, "fc_width": 8}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model's name, what makes it narrow, what tells it from its kin, and an image that none of its strides divides."""
+    """A model's name, its narrow widths, an image that no stride divides, and what else tells it from its kin."""
 
     name: str
     widths: dict[str, Any] = dataclasses.field(hash=False)

@@ -163,7 +163,9 @@ class TestFirstGradient:
         return run(*cls.train_step(), (1, "pmap", 1), 1)
 
     @pytest.mark.parametrize(
-        "layout", layouts((8, "pmap", 1), (8, "mesh", 1), (2, "pmap", 1), (1, "mesh", 1), quick=((8, "pmap", 1), (8, "mesh", 1))), ids=str
+        "layout",
+        layouts((8, "pmap", 1), (8, "mesh", 1), (2, "pmap", 1), (1, "mesh", 1), quick=((8, "pmap", 1), (8, "mesh", 1))),
+        ids=str,
     )
     def test_is_the_same_on_any_devices(self, reference, layout):
         current, report = run(*self.train_step(), layout, 1)

@@ -89,7 +89,9 @@ def test_a_released_file(tmp_path):
     image = picture((20, 31))
     # The release sees BGR minus its mean.
     blob = image[..., ::-1].astype(np.float32) - np.array([[[104.00698793, 116.66876762, 122.67891434]]], np.float32)
-    np.testing.assert_array_equal(predictor(image), np.argmax(jax.jit(model.apply)({"params": params}, blob[None])[0], -1))
+    np.testing.assert_array_equal(
+        predictor(image), np.argmax(jax.jit(model.apply)({"params": params}, blob[None])[0], -1)
+    )
 
 
 def test_flags_name_one_net(run, tmp_path):

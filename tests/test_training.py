@@ -23,6 +23,7 @@ from fcn_jax import config as experiment
 from fcn_jax import parallel, state, training
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WeightFileError
+from fcn_jax.preemption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 
@@ -414,6 +415,31 @@ class TestKilled:
         self.kill_when(process, lambda: self.is_saving(tmp_path, 4))
         assert process.returncode == -signal.SIGKILL
         assert "9" not in checkpoints_of(tmp_path)
+        self.check(tmp_path, start, uninterrupted)
+
+    def test_asked_to_leave(self, start, uninterrupted, tmp_path):
+        """SIGTERM, in whatever the program is doing: it saves, and its code asks to be run again."""
+        process = start(tmp_path)
+        while process.poll() is None and not (tmp_path / "checkpoints" / "2").is_dir():
+            time.sleep(0.001)
+        process.terminate()
+        printed = process.communicate(timeout=300)[0].decode()
+        assert process.returncode == EXIT_CODE, printed
+        assert "the same command goes on" in printed.splitlines()[-1]
+        self.check(tmp_path, start, uninterrupted)
+
+    def test_asked_twice(self, start, uninterrupted, tmp_path):
+        """The second SIGTERM ends it at once, here while the first step is compiled."""
+        process = start(tmp_path)
+        for line in process.stdout:
+            if b"compiling the step" in line:
+                process.terminate()
+            if b"a second signal ends it now" in line:
+                process.terminate()
+                asked = time.monotonic()
+        process.wait(timeout=300)
+        assert time.monotonic() - asked < 2
+        assert process.returncode == 128 + signal.SIGTERM
         self.check(tmp_path, start, uninterrupted)
 
     @pytest.mark.slow

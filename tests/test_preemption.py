@@ -1,0 +1,124 @@
+"""SIGTERM: the run saves, leaves with a code of its own, and goes on bitwise where it left."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from fcn_jax import evaluation, preemption, progress, training
+from fcn_jax.checkpoints import Checkpoints
+from fcn_jax.preemption import Preempted, Preemption
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+FIELDS = {"model.dropout": 0.2, "data.augment.flip": True, "train.pictures": 0}
+
+
+def train(workdir):
+    return jax.device_get(training.train(tiny.config(**FIELDS), workdir))
+
+
+def steps_of(workdir) -> set[int]:
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("uninterrupted"))
+
+
+def signal_in(monkeypatch, owner, name, when) -> None:
+    """Sends this process the signal on entering a function, where `when(its arguments)`."""
+    function = getattr(owner, name)
+
+    def signalled(*args, **kwargs):
+        if when(*args):
+            signal.raise_signal(signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, signalled)
+
+
+def assert_goes_on(workdir, uninterrupted) -> None:
+    for found, wanted in zip(jax.tree.leaves(train(workdir)), jax.tree.leaves(uninterrupted), strict=True):
+        assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
+
+
+def test_after_a_step(monkeypatch, uninterrupted, tmp_path, capsys):
+    """Step 5 is one at which nothing would have been saved."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        signal_in(patch, progress.Progress, "add", lambda self, step, *_: step == 5)
+        with pytest.raises(Preempted, match="left after step 5 of 12; the same command goes on"):
+            train(tmp_path)
+    assert 5 in steps_of(tmp_path) and max(steps_of(tmp_path)) == 5
+    assert "a second signal ends it now" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert_goes_on(tmp_path, uninterrupted)
+
+
+def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
+    """It is broken off, and its step is saved without a score; the last one's is not, as that would end the run."""
+    with monkeypatch.context() as patch:
+        signal_in(patch, evaluation.parallel, "put_batch", lambda batch, *_: "index" not in batch)
+        with pytest.raises(Preempted, match="left after step 6"):
+            train(tmp_path)
+        assert "the evaluation after step 6 was broken off" in capsys.readouterr().out
+        assert max(steps_of(tmp_path)) == 6
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert checkpoints.restore_params("best")[0] == 6  # for want of a score, the latest
+        with pytest.raises(Preempted, match="left before the end of step 12"):
+            train(tmp_path)
+        assert max(steps_of(tmp_path)) == 10
+    assert_goes_on(tmp_path, uninterrupted)
+
+
+PROGRAM = """
+import ctypes, os, signal, time
+from fcn_jax.preemption import Preemption
+with Preemption() as preemption:
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not preemption.asked:
+        pass
+    time.sleep(0.3)  # for the line to be printed
+    {then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "code"),
+    [
+        ("pass", 0),
+        ("os.kill(os.getpid(), signal.SIGTERM); ctypes.CDLL(None).sleep(60)", 128 + signal.SIGTERM),
+        ("os.kill(os.getpid(), signal.SIGINT); ctypes.CDLL(None).sleep(1)", -signal.SIGINT),
+    ],
+)
+def test_a_second_signal_ends_the_process_whatever_it_is_doing(then, code):
+    """Also in a call out of Python, which its own handlers wait for. Other signals are left alone."""
+    command = [sys.executable, "-c", PROGRAM.format(then=then)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.startswith("asked to leave (SIGTERM)")
+
+
+def test_threads_take_no_signals():
+    seen = []
+
+    def body():
+        with Preemption() as preempted:
+            seen.append(preempted.asked)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_the_commands_code():
+    """A supervisor tells it from success, from a user's mistake, and from a crash."""
+    assert preemption.EXIT_CODE == os.EX_TEMPFAIL
