@@ -38,28 +38,35 @@ def main(arguments: Sequence[str]) -> None:
     if PREDICTIONS.value is not None and (CALIBRATION.value or values.samples):
         raise ConfigError("--predictions are labels alone: --calibration and --samples need the net")
     infos = by_head(source.info)
-    evaluation.check_outputs(output, split, infos, SAVE_PREDICTIONS.value, values.overwrite)
+
+    def check(origin: str) -> None:
+        evaluation.check_outputs(output, split, infos, origin, SAVE_PREDICTIONS.value, values.overwrite)
+
     if PREDICTIONS.value is not None:
-        print(f"predictions in {PREDICTIONS.value} on {config.data.name} {split}", flush=True)
+        origin = f"predictions in {PREDICTIONS.value}"
+        check(origin)
+        print(f"{origin} on {config.data.name} {split}", flush=True)
         results = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
     else:
         predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model, values.samples)
+        origin = predictor.origin
+        check(origin)
         known, wanted = (
             {head: info.num_classes for head, info in by_head(owner.info).items()} for owner in (predictor, source)
         )
         if known != wanted:
             raise ConfigError(
-                f"{predictor.origin} knows {_counts(known)} classes, {config.data.name} has {_counts(wanted)}: "
+                f"{origin} knows {_counts(known)} classes, {config.data.name} has {_counts(wanted)}: "
                 "name the data that it was trained for by --config"
             )
-        print(f"{predictor.origin} on {config.data.name} {split}: {len(source)} images", flush=True)
+        print(f"{origin} on {config.data.name} {split}: {len(source)} images", flush=True)
         folder = evaluation.prediction_folder(output, split) if SAVE_PREDICTIONS.value else None
         probabilities = predictor.probabilities if CALIBRATION.value else None
         results = evaluation.evaluate_predictor(source, predictor, folder, probabilities)
     for head, result in results.items():
         name = evaluation.result_name(split, head)
         print(result.table())
-        result.write(output, name)
+        result.write(output, name, origin)
         print(f"results in {output}/{name}.json and .txt")
 
 

@@ -6,11 +6,18 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from fcn_jax import command_line, training
+from fcn_jax import command_line, hosts, training
 from fcn_jax.errors import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:VARIANT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/<the config's name> by default.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "On several hosts: HOST:PORT of the first; or auto, on TPU slices, under Slurm and Open MPI."
+)
+HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts take part.", lower_bound=1)
+HOST = flags.DEFINE_integer("host", None, "Which of them this is, from 0.", lower_bound=0)
+START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds within which all hosts must have come.")
+HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds without a sign of a host after which the others end.")
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early steps for TensorBoard.")
 
 
@@ -20,6 +27,16 @@ def main(arguments: Sequence[str]) -> None:
     config = command_line.experiment(CONFIG)
     if config is None:
         raise ConfigError("name an experiment: --config configs/fcn8s.py")
+    if COORDINATOR.value is not None:
+        hosts.join(
+            COORDINATOR.value,
+            HOSTS.value,
+            HOST.value,
+            start_seconds=START_TIMEOUT.value,
+            heartbeat_seconds=HEARTBEAT.value,
+        )
+    elif HOSTS.value is not None or HOST.value is not None:
+        raise ConfigError("--hosts and --host need --coordinator")
     workdir = Path(WORKDIR.value or f"runs/{config.name}").expanduser()
     training.train(config, workdir, profile=PROFILE.value)
 

@@ -71,6 +71,9 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         message = _without_traceback(str(error))
     except OSError as error:
         message = _unreadable(error)
+    except ValueError as error:
+        # A path that is none, as ml_collections reads them: config.optim-lr, config.data/root.
+        message = f"{' '.join(str(error).split())[:200]}: fields are set as --config.optim.lr=1e-3"
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         # A field that the config does not have, as ml_collections reports it.
         message = _unknown_field(str(error))

@@ -5,6 +5,7 @@ Results are given by head: the only one of most nets is called "".
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fcn_jax import metrics, parallel, report, steps, uncertainty, visualize
+from fcn_jax import hosts, metrics, parallel, report, steps, uncertainty, visualize
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
@@ -66,11 +67,12 @@ class Evaluation:
             return text
         return f"{text}\nexpected calibration error {uncertainty.calibration_error(self.reliability):.4f}"
 
-    def write(self, folder: Path, name: str) -> None:
-        """Writes `<name>.json` and the table `<name>.txt`; see `check_outputs`."""
+    def write(self, folder: Path, name: str, origin: str) -> None:
+        """Writes `<name>.json` and the table `<name>.txt`; see `check_outputs`. `origin` says what was scored."""
         folder.mkdir(parents=True, exist_ok=True)
         entries = report.score_entries(self.scores, self.info.class_names, prefix=name)
         result = {
+            "origin": origin,
             "images": self.images,
             "pixels": int(self.matrix.sum()),
             **{key: report.json_number(value) for key, value in entries.items()},
@@ -83,21 +85,39 @@ class Evaluation:
         (folder / f"{name}.txt").write_text(self.table() + "\n")
 
 
-def check_outputs(folder: Path, split: str, heads: Iterable[str], save_predictions: bool, overwrite: bool) -> None:
-    """Raises DataError where `Evaluation.write`, or saved predictions, would replace what is not an earlier result."""
+def check_outputs(
+    folder: Path, split: str, heads: Iterable[str], origin: str, save_predictions: bool, overwrite: bool
+) -> None:
+    """Raises DataError where `Evaluation.write`, or saved predictions, would replace what is no result of that origin.
+
+    Of one run, the steps may differ.
+    """
     if overwrite:
         return
     for head in heads:
         result = folder / f"{result_name(split, head)}.json"
-        if (result.exists() and '"confusion"' not in result.read_text(errors="replace")) or (
-            result.with_suffix(".txt").exists() and not result.exists()
-        ):
+        if not result.exists() and not result.with_suffix(".txt").exists():
+            continue
+        if _of_any_step(_origin_of(result)) != _of_any_step(origin):
             raise DataError(
-                f"{result.with_suffix('')}.* is no earlier result: choose another --output, or say --overwrite"
+                f"{result.with_suffix('')}.* is no earlier result of {origin}: choose another --output, or say "
+                "--overwrite"
             )
     predictions = prediction_folder(folder, split)
     if save_predictions and predictions.exists() and any(predictions.iterdir()):
         raise DataError(f"{predictions} holds files: choose another --output, or say --overwrite")
+
+
+def _origin_of(result: Path) -> str | None:
+    """What an earlier result scored; None where the file is missing or is no result."""
+    try:
+        return json.loads(result.read_text())["origin"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _of_any_step(origin: str | None) -> str | None:
+    return origin and re.sub(r"^step \d+ of ", "", origin)
 
 
 def result_name(split: str, head: str) -> str:
@@ -167,7 +187,8 @@ def evaluate_net(
     """
     results = _nothing_yet(source)
     batch_size = -(-batch_size // mesh.size) * mesh.size
-    for batch in loader.eval_batches(source, spec, batch_size=batch_size, threads=threads):
+    place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    for batch in loader.eval_batches(source, spec, batch_size=batch_size, threads=threads, **place):
         if stop():
             return None
         placed = parallel.put_batch({name: batch[name] for name in ("image", "label")}, mesh, mode)
@@ -176,6 +197,9 @@ def evaluate_net(
             results[head].images += len(batch["ids"])
             results[head].labelled_pixels += _labelled(label, results[head].info)
             results[head].matrix += np.asarray(matrices[head], np.int64)
+    for result in results.values():
+        # The matrix is of all hosts' images already.
+        result.images, result.labelled_pixels = map(int, hosts.total([result.images, result.labelled_pixels]))
     return results
 
 

@@ -1,6 +1,6 @@
-"""The only file that knows how many devices and hosts there are.
+"""One step on many devices; `hosts.py` has what several processes have to agree on.
 
-One step function (`steps.py`) runs in either of two ways. `pmap` maps it over the local devices, each with its share of
+One step function (`steps.py`) runs in either of two ways. `pmap` maps it over the devices, each with its share of
 the batch, and completes the sums by collectives; `mesh` compiles it for the whole batch, sharded over a mesh, and
 leaves the rest to XLA. State is replicated and never stacked: a checkpoint looks the same from any number of devices.
 """
@@ -22,20 +22,18 @@ _AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices (all local ones by default) in a row, under the axis name `data`.
-
-    Raises ConfigError where there are several hosts: sums are completed over one host's devices.
-    """
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"{jax.process_count()} processes take part, and a run has one: start it without jax.distributed"
-        )
+    """The devices (those of all hosts by default) in a row, host after host, under the axis name `data`."""
+    if devices is None:
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     # Auto axes: under the Explicit ones that jax.make_mesh defaults to, Linen's modules fail.
-    return Mesh(np.array(jax.local_devices() if devices is None else devices), (_AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
-    """`step(state, batch)` mapped over the devices: state and results un-stacked, batch stacked `[devices b …]`."""
+    """`step(state, batch)` mapped over the devices: state and results un-stacked, batch stacked `[devices b …]`.
+
+    With several hosts the results lie on this host's devices alone, replicated; see `hosts.everywhere`.
+    """
     return jax.pmap(
         partial(step, axis_name=_AXIS),
         axis_name=_AXIS,
@@ -69,6 +67,8 @@ def wrap_step(step: Callable, mesh: Mesh, mode: str, donate_state: bool = True) 
 
 def put_state(state: Any, mesh: Mesh) -> Any:
     """The state (host or device arrays) on every device. The result may share memory with what was given."""
+    if jax.process_count() > 1:
+        state = jax.device_get(state)
     return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 

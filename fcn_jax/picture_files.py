@@ -71,16 +71,11 @@ def write_labels(
     classes.write_text(description)
 
     failures = 0
-    for number, path, image in read_each(paths):
-        if image is None:
+    for number, path, image, result in each_result(paths, predict):
+        if result is None:
             failures += 1
             continue
-        try:
-            labels = by_head(predict(image, path))
-        except DataError as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
-            failures += 1
-            continue
+        labels = by_head(result)
         for head, label in labels.items():
             label_path, overlay_path = targets[path][head]
             names, palette = infos[head].class_names, infos[head].palette
@@ -107,11 +102,10 @@ def write_heatmaps(
     targets = {path: output / f"{path.stem}_heatmap.png" for path in paths}
     refuse_clashes(list(targets.values()), paths, overwrite)
     failures = 0
-    for number, path, image in read_each(paths):
-        if image is None:
+    for number, path, image, heat in each_result(paths, lambda image, path: probability(image)):
+        if heat is None:
             failures += 1
             continue
-        heat = probability(image)
         visualize.write_png(targets[path], visualize.heatmap(image, heat))
         row, column = np.unravel_index(int(heat.argmax()), heat.shape)
         print(
@@ -141,11 +135,10 @@ def write_uncertainty(
     }
     refuse_clashes([target for each in targets.values() for target in each], paths, overwrite)
     failures = 0
-    for number, path, image in read_each(paths):
-        if image is None:
+    for number, path, image, measured in each_result(paths, lambda image, path: measure(image)):
+        if measured is None:
             failures += 1
             continue
-        measured = measure(image)
         label_path, *heat_paths = targets[path]
         visualize.write_palette_png(label_path, measured["label"], info.palette)
         said = []
@@ -157,15 +150,22 @@ def write_uncertainty(
     return failures
 
 
-def read_each(paths: Sequence[Path]) -> Iterator[tuple[int, Path, np.ndarray | None]]:
-    """Number (from 1), path and picture of each image; None for one that cannot be read, which is said."""
+def each_result(
+    paths: Sequence[Path], compute: Callable[[np.ndarray, Path], Any]
+) -> Iterator[tuple[int, Path, np.ndarray, Any]]:
+    """Number (from 1), path, picture and `compute(picture, path)` of each image.
+
+    The result is None where the image cannot be read, or is not for that net; why is said.
+    """
     for number, path in enumerate(paths, start=1):
+        image, result = np.zeros((0, 0, 3), np.uint8), None
         try:
             image = images.read_image(path)
+            result = compute(image, path)
         except DataError as error:
-            print(f"error: {error}", file=sys.stderr)
-            image = None
-        yield number, path, image
+            place = "" if str(path) in str(error) else f"{path}: "
+            print(f"error: {place}{error}", file=sys.stderr)
+        yield number, path, image, result
 
 
 def refuse_clashes(targets: Sequence[Path], inputs: Sequence[Path], overwrite: bool, ours: Sequence[Path] = ()) -> None:

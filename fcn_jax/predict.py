@@ -177,11 +177,12 @@ def name_classes(predictor: Predictor, paths: Sequence[Path]) -> int:
     """Says what a classifier sees in each image; gives how many could not be read."""
     names = by_head(predictor.info)[""].class_names
     failures = 0
-    for number, path, image in picture_files.read_each(paths):
-        if image is None:
+    for number, path, _, shares in picture_files.each_result(
+        paths, lambda image, path: predictor.class_probabilities(image)
+    ):
+        if shares is None:
             failures += 1
             continue
-        shares = predictor.class_probabilities(image)
         best = np.argsort(-shares, kind="stable")[:MOST_PROBABLE]
         said = "; ".join(f"{100 * shares[label]:.1f} % {names[label]}" for label in best)
         print(f"{number}/{len(paths)} {path}: {said}", flush=True)

@@ -7,6 +7,7 @@ time limit. The same command then goes on where the run left.
 import os
 import signal
 import socket
+import sys
 import threading
 
 from fcn_jax.errors import UserError
@@ -58,4 +59,6 @@ class Preemption:
                     self._counted += 1
                     if self._counted > 1:
                         os._exit(128 + signal.SIGTERM)
-                    print("asked to leave (SIGTERM): saving after this step; a second signal ends it now", flush=True)
+                    # Not to stdout, where only the first of several hosts is heard.
+                    line = "asked to leave (SIGTERM): saving after this step; a second signal ends it now"
+                    print(line, file=sys.stderr, flush=True)

@@ -6,7 +6,6 @@ SegNet-Tutorial, Scripts/compute_bn_statistics.py; DeconvNet, training/003_make_
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,13 +21,16 @@ def over_batches(model: nn.Module, variables: Any, images: Iterable[Any]) -> Any
     # What is kept of the past is nothing, so that the running statistics are those of the batch.
     net: Any = model.clone(momentum=0.0)
     calm = {"stochastic": False} if hasattr(model, "dropout_after") else {}
-    apply = jax.jit(
-        partial(net.apply, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}, **calm)
-    )
+
+    def statistics(variables: Any, image: jax.Array) -> Any:
+        rngs = {"dropout": jax.random.key(0)}
+        return net.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs, **calm)[1]["batch_stats"]
+
+    # Wherever the images lie, statistics lie where those of the net do.
+    apply = jax.jit(statistics, out_shardings=jax.tree.map(lambda x: x.sharding, variables["batch_stats"]))
     total, count = None, 0
     for image in images:
-        _, changed = apply(variables, image)
-        one = jax.tree.map(lambda x: np.asarray(x, np.float64), changed["batch_stats"])
+        one = jax.tree.map(lambda x: np.asarray(x, np.float64), apply(variables, image))
         total = one if total is None else jax.tree.map(np.add, total, one)
         count += 1
     if total is None:

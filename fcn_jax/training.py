@@ -5,12 +5,10 @@ and TensorBoard's events; `pictures/`. The same call goes on where it stopped: d
 functions of (seed, step), so that a resumed run computes what an uninterrupted one does, bit for bit.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from fcn_jax import config as experiment
 from fcn_jax import (
     data,
     evaluation,
+    hosts,
     losses,
     optim,
     parallel,
@@ -33,16 +32,16 @@ from fcn_jax import (
     transplant,
     visualize,
     weights,
+    workdirs,
 )
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
-from fcn_jax.errors import CheckpointError, ConfigError
+from fcn_jax.errors import ConfigError
 from fcn_jax.labels import Info, by_head, class_counts
 from fcn_jax.models.layers import is_fully_connected
 from fcn_jax.predict import Predictor
 from fcn_jax.preemption import Preempted, Preemption
 from fcn_jax.progress import Progress
-from fcn_jax.report import METRICS_FILE
 
 _GO_ON = "the same command goes on from the newest checkpoint"
 
@@ -54,29 +53,37 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     before the first step where it can be known, and NonFiniteError when the loss stops being a number. On SIGTERM it
     saves and raises Preempted.
     """
-    experiment.validate(config)
-    if config.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_exclude_nondeterministic_ops=true"
-    mesh = parallel.make_mesh()
-    per_device = parallel.check_batch_size(config.data.batch_size, config.optim.accumulate, mesh)
-    blobs = _settle_input(config, workdir)
-    train_source = data.open_split(config.data, config.data.train_split)
-    val_source = data.open_split(config.data, config.data.val_split)
-    info = train_source.info
-    model = experiment.make_model(config, class_counts(info))
-    try:
-        abstract = state.abstract_variables(model)
-    except ValueError as error:
-        # Fields that each may be set, and that this net cannot have together.
-        raise ConfigError(f"model: {error}") from None
-    if config.train.statistics_batches and "batch_stats" not in abstract:
-        raise ConfigError(f"train.statistics_batches are of batch norm, and {config.model.name} has none")
-    optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
-    schedule = optim.make_schedule(config.optim, config.train.steps)
-    spec = experiment.input_spec(config)
-    class_weights = experiment.class_weights(config, info)
+    with hosts.together():
+        experiment.validate(config)
+        if config.deterministic:
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+        mesh = parallel.make_mesh()
+        per_device = parallel.check_batch_size(config.data.batch_size, config.optim.accumulate, mesh)
+        blobs = workdirs.settle_input(config, workdir)
+        train_source = data.open_split(config.data, config.data.train_split)
+        val_source = data.open_split(config.data, config.data.val_split)
+        info = train_source.info
+        model = experiment.make_model(config, class_counts(info))
+        try:
+            abstract = state.abstract_variables(model)
+        except ValueError as error:
+            # Fields that each may be set, and that this net cannot have together.
+            raise ConfigError(f"model: {error}") from None
+        if config.train.statistics_batches and "batch_stats" not in abstract:
+            raise ConfigError(f"train.statistics_batches are of batch norm, and {config.model.name} has none")
+        optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
+        schedule = optim.make_schedule(config.optim, config.train.steps)
+        spec = experiment.input_spec(config)
+        class_weights = experiment.class_weights(config, info)
+    hosts.check_equal(experiment.to_json(config), "the config")
 
-    with _claimed(workdir, config, info), Preemption() as preemption, Checkpoints(workdir) as checkpoints:
+    with (
+        hosts.first_alone_speaks(),
+        workdirs.claimed(workdir, config, info),
+        Preemption() as preemption,
+        Checkpoints(workdir) as checkpoints,
+    ):
+        asked = hosts.Asked(mesh)
         start = checkpoints.latest_step() or 0
         like = parallel.placed(jax.eval_shape(lambda variables: begin(variables, optimizer), abstract), mesh)
         if start >= config.train.steps:
@@ -119,7 +126,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        with report.Reporter(workdir, start, active=jax.process_index() == 0) as reporter:
+        with report.Reporter(workdir, start, active=hosts.is_first()) as reporter:
             progress = Progress(config, reporter, optim.parameter_names(abstract["params"]), schedule)
             last = config.train.steps
             for step in range(start + 1, last + 1):
@@ -154,7 +161,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             mode,
                             batch_size=config.data.batch_size,
                             threads=config.data.threads,
-                            stop=lambda: preemption.asked,
+                            stop=lambda: asked(preemption.asked),
                         )
                         mean_iou = progress.write_scores(step, results) if results else None
                     if mean_iou is None:
@@ -164,17 +171,18 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
                     _write_pictures(config, workdir, model, current.variables, val_source, reporter)
-                leaving = preemption.asked and step < last
+                leaving = asked(preemption.asked) and step < last
                 if mean_iou is not None or leaving or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
                         progress.check_parameters(step, current)
                         # Without a labelled pixel in the split there is no score to rank the checkpoint by.
                     # Before the statistics of the training set there is none either: the net is not the one to be used.
                     scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
-                    checkpoints.save(step, current, mean_iou if scored else None)
+                    checkpoints.save(step, hosts.everywhere(current, mesh), mean_iou if scored else None)
                 if leaving:
                     raise Preempted(f"{workdir}: left after step {step} of {last}; {_GO_ON}")
-    print(f"finished: {workdir}")
+    if hosts.is_first():  # with everything on disk
+        print(f"finished: {workdir}")
     return current
 
 
@@ -224,84 +232,17 @@ def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.
         seed=config.seed,
         start_step=0,
         threads=config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     count = config.train.statistics_batches
     images = (
         parallel.put_batch({"image": batch["image"]}, mesh, "mesh")["image"]
         for batch in itertools.islice(batches, count)
     )
-    exact = statistics.over_batches(model, current.variables, images)
+    exact = statistics.over_batches(model, hosts.everywhere(current.variables, mesh), images)
     print(f"batch norm's statistics computed over {count} batches")
     return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh))
-
-
-def _claim(workdir: Path, config: experiment.Config, info: Info) -> None:
-    """Writes what the run is into its directory, or checks that it is the same run.
-
-    A start that failed before its first report leaves nothing that another config could spoil.
-    """
-    path, classes = workdir / experiment.CONFIG_FILE, workdir / experiment.CLASSES_FILE
-    begun = _begun(workdir)
-    if begun and not path.exists():
-        raise CheckpointError(f"{workdir} holds a run without its {path.name}: choose another --workdir")
-    # What is there must be ours: a folder of data may hold files of these names too.
-    saved = experiment.load(path) if path.exists() else config
-    saved_info = experiment.load_classes(classes) if classes.exists() else info
-    if begun:
-        experiment.check_resume(config, saved, workdir)
-        saved_names, names = (
-            [name for each in by_head(i).values() for name in each.class_names] for i in (saved_info, info)
-        )
-        if saved_names != names:
-            raise CheckpointError(
-                f"{workdir} holds a run with the classes {', '.join(saved_names)}, the data has now "
-                f"{', '.join(names)}: choose another --workdir"
-            )
-    _write(classes, experiment.classes_to_json(info))
-    _write(path, experiment.to_json(config))
-
-
-@contextlib.contextmanager
-def _claimed(workdir: Path, config: experiment.Config, info: Info) -> Iterator[None]:
-    """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"another process is training in {workdir}: choose another --workdir") from None
-        _claim(workdir, config, info)
-        yield
-
-
-def _settle_input(config: experiment.Config, workdir: Path) -> Mapping[str, np.ndarray] | None:
-    """Writes into a config that leaves it open what the net wants to see; gives the blobs of `init.weights` if read.
-
-    A run that is gone on with keeps what it began with; else the weights that it starts from say it.
-    """
-    if _begun(workdir) and (workdir / experiment.CONFIG_FILE).exists():
-        if not config.input.order:
-            experiment.set_input(config, experiment.input_spec(experiment.load(workdir / experiment.CONFIG_FILE)))
-        return None
-    blobs = weights.read(Path(config.init.weights).expanduser()) if config.init.weights else None
-    if not config.input.order:
-        experiment.set_input(
-            config, weights.expected_input(blobs) if blobs is not None else transplant.input_of(config)
-        )
-    return blobs
-
-
-def _begun(workdir: Path) -> bool:
-    """Whether a run has left something there that another config could spoil."""
-    metrics = workdir / METRICS_FILE
-    return any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, whatever kills the process."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract) -> None:
@@ -317,9 +258,9 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
 
 
 def _write_pictures(config, workdir, model, variables, source, reporter) -> None:
-    if not config.train.pictures:
+    if not config.train.pictures or not hosts.is_first():
         return
-    variables = jax.device_put(variables, jax.local_devices()[0])
+    variables = hosts.on_one_device(variables)
     predictor = Predictor(model, variables, experiment.input_spec(config), source.info, str(workdir))
     folder = workdir / "pictures"
     for name, picture in evaluation.pictures(source, predictor, config.train.pictures):

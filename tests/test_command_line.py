@@ -32,6 +32,7 @@ def run(*arguments: str, program: str = "train.py") -> tuple[int, str]:
         (("--config.optim.lr=fast",), "fast"),
         (("--config.data.augment.scale=3",), "data.augment.scale"),
         (("--wokdir=x",), "did you mean"),
+        (("--config.optim-lr=1",), "fields are set as --config.optim.lr=1e-3"),
     ],
 )
 def test_train_refuses(arguments, message):
@@ -99,6 +100,10 @@ def test_words_that_belong_to_no_flag():
         (flags.UnrecognizedFlagError("wokdir", suggestions=["workdir"]), "Did you mean: workdir ?"),
         (AttributeError('\'Did you mean "lr" instead of "lrr"?\''), "error: no config field 'lrr'; did you mean 'lr'?"),
         (AttributeError("module 'config_config' has no attribute 'get_config'"), "the file has no function get_config"),
+        (
+            ValueError("Invalid path 'optim-lr'"),
+            "error: Invalid path 'optim-lr': fields are set as --config.optim.lr=1e-3",
+        ),
         (OSError("Failed loading\n  [Errno 2] No such file: 'a.py'"), "--config cannot be read: No such file: 'a.py'"),
         (IndexError("tuple index out of range"), "error: "),
         (

@@ -113,18 +113,20 @@ def test_a_predictor_is_scored_and_its_predictions_saved(source, one_by_one, tmp
 def test_only_earlier_results_are_replaced(source, one_by_one, tmp_path):
     predictions = iter(one_by_one)
     result = only(evaluation.evaluate_predictor)(source, lambda image: next(predictions), None)
-    for _ in range(2):
-        evaluation.check_outputs(tmp_path, "val", [""], True, False)
-        result.write(tmp_path, "val")
+    net = "step 9 of runs/a"
+    for step in (9, 12):
+        evaluation.check_outputs(tmp_path, "val", [""], f"step {step} of runs/a", True, False)
+        result.write(tmp_path, "val", net)
     (tmp_path / "test.json").write_text('{"somebody": "else"}')
-    with pytest.raises(DataError, match=r"test\.\* is no earlier result: choose another --output, or say --overwrite"):
-        evaluation.check_outputs(tmp_path, "test", [""], False, False)
-    evaluation.check_outputs(tmp_path, "test", [""], False, True)
+    for split, origin in (("test", net), ("val", "step 9 of runs/b"), ("val", "predictions in others")):
+        with pytest.raises(DataError, match=rf"{split}\.\* is no earlier result of {origin}: .* or say --overwrite"):
+            evaluation.check_outputs(tmp_path, split, [""], origin, False, False)
+        evaluation.check_outputs(tmp_path, split, [""], origin, False, True)
     pictures = evaluation.prediction_folder(tmp_path, "val")
     pictures.mkdir()
     (pictures / "mine.png").write_text("")
     with pytest.raises(DataError, match=r"val_predictions holds files"):
-        evaluation.check_outputs(tmp_path, "val", [""], True, False)
+        evaluation.check_outputs(tmp_path, "val", [""], net, True, False)
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_faulty_predictions_are_named(source, folder):
 
 def test_results_are_written_and_tabled(source, one_by_one, folder):
     result = only(evaluation.evaluate_files)(source, folder)
-    result.write(folder / "new" / "evaluation", "val")
+    result.write(folder / "new" / "evaluation", "val", "predictions")
     written = json.loads((folder / "new" / "evaluation" / "val.json").read_text())
     wanted = metrics.scores(by_hand(source, one_by_one))
     assert written["val/mean_iou"] == pytest.approx(wanted.mean_iou)

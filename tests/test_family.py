@@ -79,7 +79,7 @@ def test_calibration_is_part_of_the_result(bayesian, tmp_path):
     source = tiny.source(config("bayesian_segnet"), "val")
     (result,) = evaluation.evaluate_predictor(source, predictor, None, predictor.probabilities).values()
     assert "expected calibration error" in result.table()
-    result.write(tmp_path, "val")
+    result.write(tmp_path, "val", predictor.origin)
     assert '"calibration_error"' in (tmp_path / "val.json").read_text()
     assert result.reliability is not None and result.reliability[:, 0].sum() == result.matrix.sum()
 

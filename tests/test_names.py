@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fcn_jax.inputs import FCN_INPUT, IMAGENET_INPUT, VGG_INPUT
+from fcn_jax import weights
+from fcn_jax.inputs import FCN_INPUT, IMAGENET_INPUT, SEGNET_INPUT, VGG_INPUT
 from fcn_jax.weights.names import CAFFE, name_blobs
 
 # Columns A, B, D and E of the VGG paper: places of the convolutions among torchvision's `features`.
@@ -61,10 +62,19 @@ def test_names_that_an_origin_does_not_explain_stay():
     assert set(name_blobs(arrays(names)).blobs) >= {"extra.weight", "features.0.scale", "conv1_1.0"}
 
 
+def test_segnet_basic_as_it_was_published():
+    """The prototxts of SegNet-Tutorial's Example_Models call the classifier so."""
+    named = name_blobs(arrays(["conv1.0", "conv1.1", "dense_softmax_inner_prod.0", "dense_softmax_inner_prod.1"]))
+    assert {"conv_classifier.0", "conv_classifier.1"} < set(named.blobs)
+
+
 def test_torchfcn():
     named = name_blobs(arrays(["conv1_1.weight", "conv1_1.bias", "score_fr.weight", "upscore.weight"]))
     assert list(named.blobs) == ["conv1_1.0", "conv1_1.1", "score_fr.0", "upscore.0"]
-    assert named.origin.input_spec == FCN_INPUT
+    # Whoever trained under Caffe's names; the release, where it is known, says what the net sees.
+    assert named.origin.input_spec is None
+    assert weights.expected_input(named.blobs) == FCN_INPUT
+    assert weights.expected_input(named.blobs, "segnet") == SEGNET_INPUT
 
 
 KERAS_NAMES = {

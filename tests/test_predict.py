@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from fcn_jax import config as experiment
-from fcn_jax import models, predict, state, visualize, weights
+from fcn_jax import models, picture_files, predict, state, visualize, weights
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, WeightFileError
 from fcn_jax.inputs import NYUD_COLOR_DEPTH_INPUT, VGG_INPUT
@@ -164,6 +164,23 @@ def test_a_classifiers_map_lies_where_its_cells_look(classifier):
 def test_a_picture_too_small_for_a_classifier(classifier):
     with pytest.raises(DataError, match="a picture of 200×100 pixels is too small for a classifier: it takes 193×193"):
         classifier[0].heatmap(picture((100, 200)), 0)
+
+
+def test_a_picture_that_is_not_for_the_net_does_not_end_the_others(tmp_path, capsys):
+    paths = [tmp_path / name for name in ("small.png", "broken.png", "large.png")]
+    visualize.write_png(paths[0], picture((10, 20)))
+    paths[1].write_bytes(b"no picture")
+    visualize.write_png(paths[2], picture((30, 20)))
+
+    def heat(image):
+        if len(image) < 20:
+            raise DataError("too small")
+        return np.full(image.shape[:2], 0.5, np.float32)
+
+    assert picture_files.write_heatmaps(heat, "tabby", paths, tmp_path / "out") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["large_heatmap.png"]
+    said = capsys.readouterr()
+    assert f"error: {paths[0]}: too small" in said.err and str(paths[1]) in said.err and "3/3" in said.out
 
 
 def test_classes_are_found_by_any_of_their_names(classifier):

@@ -16,7 +16,7 @@ from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.preemption import Preempted, Preemption
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
-FIELDS = {"model.dropout": 0.2, "data.augment.flip": True, "train.pictures": 0}
+FIELDS = {"model.dropout": 0.2, "data.augment.flip": True, "train.pictures": 0, "data.shapes.val_images": 9}
 
 
 def train(workdir):
@@ -57,7 +57,7 @@ def test_after_a_step(monkeypatch, uninterrupted, tmp_path, capsys):
         with pytest.raises(Preempted, match="left after step 5 of 12; the same command goes on"):
             train(tmp_path)
     assert 5 in steps_of(tmp_path) and max(steps_of(tmp_path)) == 5
-    assert "a second signal ends it now" in capsys.readouterr().out
+    assert "a second signal ends it now" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert_goes_on(tmp_path, uninterrupted)
 
@@ -103,7 +103,7 @@ def test_a_second_signal_ends_the_process_whatever_it_is_doing(then, code):
     command = [sys.executable, "-c", PROGRAM.format(then=then)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.returncode == code, done.stderr
-    assert done.stdout.startswith("asked to leave (SIGTERM)")
+    assert done.stderr.startswith("asked to leave (SIGTERM)")
 
 
 def test_threads_take_no_signals():

@@ -20,7 +20,7 @@ import pytest
 import tiny
 
 from fcn_jax import config as experiment
-from fcn_jax import parallel, state, training
+from fcn_jax import parallel, state, training, workdirs
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, NonFiniteError, WeightFileError
 from fcn_jax.preemption import EXIT_CODE
@@ -171,7 +171,7 @@ class TestGoingOn:
 
     def test_two_at_once_are_refused(self, tmp_path):
         fields = tiny.config()
-        elsewhere = training._claimed(tmp_path, fields, tiny.source(fields, "train").info)
+        elsewhere = workdirs.claimed(tmp_path, fields, tiny.source(fields, "train").info)
         with elsewhere, pytest.raises(CheckpointError, match="another process is training in"):
             train(tmp_path)
 

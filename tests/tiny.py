@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fcn_jax import config as experiment
-from fcn_jax import data, training
+from fcn_jax import data, workdirs
 from fcn_jax.inputs import FCN_INPUT
 
 
@@ -44,5 +44,5 @@ def source(fields: ConfigDict, split: str):
 
 def claimed(workdir: Path, tiny: ConfigDict) -> Path:
     """A working directory that says what its run is, before the first step."""
-    training._claim(workdir, tiny, source(tiny, "train").info)
+    workdirs.claim(workdir, tiny, source(tiny, "train").info)
     return workdir

@@ -149,10 +149,15 @@ def expected_input(blobs: Mapping[str, np.ndarray], model: str = "") -> InputSpe
 
     torchvision's expect RGB scaled by mean and deviation, Caffe's BGR minus a mean; the kernels stay as they are.
     """
-    told = name_blobs(blobs).origin.input_spec
+    told = told_input(blobs)
     if told is not None:
         return told
     return RELEASES[model].input_spec if model in RELEASES else FCN_INPUT
+
+
+def told_input(blobs: Mapping[str, np.ndarray]) -> InputSpec | None:
+    """What a file's names alone tell of the input its net expects; None where they tell nothing, as Caffe's."""
+    return name_blobs(blobs).origin.input_spec
 
 
 def classes_of(module: nn.Module, model: str) -> Info:

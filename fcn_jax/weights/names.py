@@ -28,7 +28,7 @@ _TORCH_LEAVES = {"weight": "kernel", "bias": "bias", "running_mean": "mean", "ru
 # What training leaves beside the parameters, of no use to a net in another framework.
 _OF_TRAINING = re.compile(r".+\.num_batches_tracked|optimizer/.+")
 
-# Layers of the release, and of the FCN-8s of 2015, whose names carry what the net's arguments say.
+# Layers of the releases, and of the FCN-8s of 2015, that bear other names than in their kin.
 _CAFFE_LAYERS = {
     "conv1_1_bgrd": "conv1_1",
     "score-fr": "score_fr",
@@ -39,6 +39,7 @@ _CAFFE_LAYERS = {
     "upsample-fused-16": "upscore_pool4",
     "score-pool3": "score_pool3",
     "upsample": "upscore8",
+    "dense_softmax_inner_prod": "conv_classifier",  # SegNet-Basic as SegNet-Tutorial trains it
 }
 
 # Convolutions in each block of the VGG nets, by how many a net has: columns A, B, C and D, E of the paper.
@@ -258,7 +259,7 @@ CAFFE = Origin("Caffe", _caffe)
 ORIGINS = (
     CAFFE,
     Origin("torchvision (VGG)", _torchvision_vgg, input_spec=IMAGENET_INPUT),
-    Origin("PyTorch with the release's names", _torch_caffe_names, input_spec=FCN_INPUT),
+    Origin("PyTorch with the release's names", _torch_caffe_names),
     Origin("torchvision (FCN on ResNet)", _torchvision_fcn_resnet, input_spec=IMAGENET_INPUT),
     Origin("torchvision (ResNet)", _torchvision_resnet, input_spec=IMAGENET_INPUT),
     Origin("Keras (VGG)", _keras_vgg, channels_last=True, input_spec=VGG_INPUT),

@@ -1,0 +1,169 @@
+"""Several hosts as one run: how their processes find each other, agree, and who speaks.
+
+A host is a process with devices of its own. All run the same command; each reads its rows of every global batch, and
+the first one alone writes and prints. What is agreed on here is agreed on by collectives: every host has to come by, in
+the same order.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fcn_jax.errors import ConfigError, UserError
+
+AUTO = "auto"
+_MESSAGE = 1000  # bytes of a fault that other hosts are told
+
+
+def join(coordinator: str, count: int | None, index: int | None, *, start_seconds: int, heartbeat_seconds: int) -> None:
+    """Makes this process host number `index` of `count`, before the first use of a device.
+
+    `coordinator` is HOST:PORT of the first one, or `auto` where the environment tells everything (TPU slices, Slurm,
+    Open MPI). Where the hosts do not come together within `start_seconds` the process ends with one line and exit code
+    1. A host of which nothing is heard for `heartbeat_seconds` ends the others. Raises ConfigError for what cannot
+    work.
+    """
+    if coordinator != AUTO and (count is None or index is None or not 0 <= index < count):
+        raise ConfigError(
+            f"--coordinator={coordinator} needs --hosts, the same for all, and --host from 0 to one less; "
+            f"they are {count} and {index}"
+        )
+    if coordinator != AUTO and not coordinator.rpartition(":")[2].isdigit():
+        raise ConfigError(f"--coordinator={coordinator} names no port: HOST:PORT, or {AUTO}")
+    # SIGTERM is `preemption`'s; the notifier of JAX's own service would take it first.
+    jax.config.update("jax_enable_preemption_service", False)
+
+    def give_up() -> None:
+        print(
+            f"error: in {start_seconds} s not all hosts came together at --coordinator={coordinator} (this is host "
+            f"{'?' if index is None else index} of {count or '?'}): start the others, or look at the address",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    # JAX's own answer to its deadline is to abort with a stack trace.
+    timer = threading.Timer(start_seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            None if coordinator == AUTO else coordinator,
+            count,
+            index,
+            initialization_timeout=start_seconds + 60,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
+    except (ValueError, RuntimeError) as error:
+        remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
+        raise ConfigError(f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}{remedy}") from None
+    finally:
+        timer.cancel()
+
+
+def is_first() -> bool:
+    """Whether this host is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def first_alone_speaks() -> Iterator[None]:
+    """What other hosts print is dropped; errors are not."""
+    with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A part of the start in which no host waits for others: where one meets a UserError, all end with it."""
+    fault: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        fault = error
+    if jax.process_count() > 1:
+        told = np.zeros(_MESSAGE, np.uint8)
+        if fault is not None:
+            text = str(fault).encode()[:_MESSAGE]
+            told[: len(text)] = np.frombuffer(text, np.uint8)
+        for host, message in enumerate(np.asarray(multihost_utils.process_allgather(told))):
+            if fault is None and message.any():
+                text = bytes(message[message > 0]).decode(errors="replace")
+                fault = UserError(f"host {host}: {text}")
+    if fault is not None:
+        raise fault
+
+
+def check_equal(text: str, what: str) -> None:
+    """Raises ConfigError on every host unless all have the same text."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    gathered = np.asarray(multihost_utils.process_allgather(digest))
+    others = [host for host, each in enumerate(gathered) if not np.array_equal(each, gathered[0])]
+    if others:
+        raise ConfigError(
+            f"{what} of host{'s' if len(others) > 1 else ''} {', '.join(map(str, others))} "
+            f"differ{'s' if len(others) == 1 else ''} from that of host 0: start all with the same command"
+        )
+
+
+def total(counts: Any) -> np.ndarray:
+    """The sum over all hosts of an array of whole numbers ≥ 0, int64."""
+    counts = np.asarray(counts, np.int64)
+    if jax.process_count() == 1:
+        return counts
+    # In two parts, as JAX's arrays hold 32 bits.
+    parts = np.stack([counts >> 30, counts & (2**30 - 1)]).astype(np.int32)
+    high, low = np.asarray(multihost_utils.process_allgather(parts), np.int64).sum(axis=0)
+    return (high << 30) + low
+
+
+class Asked:
+    """`asked(flag)`: whether any host's flag was set, the same answer on all of them.
+
+    With several hosts it is the answer to the call before, so that no device is waited for.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._mesh, self._pending = mesh, None
+        self._any = jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, flag: bool) -> bool:
+        if jax.process_count() == 1:
+            return flag
+        before = self._pending
+        sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+        flags = np.full(len(self._mesh.local_devices), flag, np.int32)
+        self._pending = self._any(jax.make_array_from_process_local_data(sharding, flags))
+        return before is not None and bool(before)
+
+
+def everywhere(tree: Any, mesh: Mesh) -> Any:
+    """Replicated arrays as pmap leaves them, each host's its own, as what they are: one array on the whole mesh."""
+    if jax.process_count() == 1:
+        return tree
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def whole(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, replicated, shards)
+
+    return jax.tree.map(whole, tree)
+
+
+def on_one_device(tree: Any) -> Any:
+    """Replicated arrays as arrays on this host's first device."""
+    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), jax.local_devices()[0]), tree)

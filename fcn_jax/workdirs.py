@@ -1,0 +1,98 @@
+"""Working directories: what a run writes there before its first step, so that nothing else is ever laid over it."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fcn_jax import config as experiment
+from fcn_jax import hosts, transplant, weights
+from fcn_jax.errors import CheckpointError, ConfigError
+from fcn_jax.labels import Info, by_head
+from fcn_jax.report import METRICS_FILE
+
+
+def claim(workdir: Path, config: experiment.Config, info: Info) -> None:
+    """Writes what the run is into its directory, or checks that it is the same run.
+
+    A start that failed before its first report leaves nothing that another config could spoil.
+    """
+    path, classes = workdir / experiment.CONFIG_FILE, workdir / experiment.CLASSES_FILE
+    begun = _begun(workdir)
+    if not begun and any((workdir / "pictures").glob("*")):
+        raise CheckpointError(f"{workdir}/pictures holds files, and {workdir} no run: choose another --workdir")
+    if begun and not path.exists():
+        raise CheckpointError(f"{workdir} holds a run without its {path.name}: choose another --workdir")
+    # What is there must be ours: a folder of data may hold files of these names too.
+    saved = experiment.load(path) if path.exists() else config
+    saved_info = experiment.load_classes(classes) if classes.exists() else info
+    if begun:
+        experiment.check_resume(config, saved, workdir)
+        saved_names, names = (
+            [name for each in by_head(i).values() for name in each.class_names] for i in (saved_info, info)
+        )
+        if saved_names != names:
+            raise CheckpointError(
+                f"{workdir} holds a run with the classes {', '.join(saved_names)}, the data has now "
+                f"{', '.join(names)}: choose another --workdir"
+            )
+    _write(classes, experiment.classes_to_json(info))
+    _write(path, experiment.to_json(config))
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, config: experiment.Config, info: Info) -> Iterator[None]:
+    """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
+    with contextlib.ExitStack() as stack:
+        with hosts.together():
+            if hosts.is_first():
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((workdir / ".lock").open("w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    message = f"another process is training in {workdir}: choose another --workdir"
+                    raise CheckpointError(message) from None
+                claim(workdir, config, info)
+        with hosts.together():
+            if not (workdir / experiment.CONFIG_FILE).exists():
+                raise CheckpointError(f"{workdir} is not the folder that host 0 sees: all hosts need the same one")
+        yield
+
+
+def settle_input(config: experiment.Config, workdir: Path) -> Mapping[str, np.ndarray] | None:
+    """Writes into a config that leaves it open what the net wants to see; gives the blobs of `init.weights` if read.
+
+    A run that is gone on with keeps what it began with; else the weights that it starts from say it.
+    """
+    if _begun(workdir) and (workdir / experiment.CONFIG_FILE).exists():
+        if not config.input.order:
+            experiment.set_input(config, experiment.input_spec(experiment.load(workdir / experiment.CONFIG_FILE)))
+        return None
+    blobs = weights.read(Path(config.init.weights).expanduser()) if config.init.weights else None
+    if not config.input.order:
+        experiment.set_input(
+            config, weights.expected_input(blobs) if blobs is not None else transplant.input_of(config)
+        )
+    told = None if blobs is None else weights.told_input(blobs)
+    if told is not None and told != experiment.input_spec(config) and not config.init.extra_channels:
+        raise ConfigError(
+            f"input.* contradict init.weights: {config.init.weights} was trained on {told}, and the net would see "
+            f"{experiment.input_spec(config)}; leave it to the file by --config.input.order="
+        )
+    return blobs
+
+
+def _begun(workdir: Path) -> bool:
+    """Whether a run has left something there that another config could spoil."""
+    metrics = workdir / METRICS_FILE
+    return any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, whatever kills the process."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

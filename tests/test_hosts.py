@@ -1,0 +1,212 @@
+"""Several hosts, here processes on this machine: one and the same run, however it starts, breaks off and goes on."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fcn_jax import hosts, parallel
+from fcn_jax.checkpoints import Checkpoints
+from fcn_jax.preemption import EXIT_CODE
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny
+
+def get_config(mode):
+    return tiny.config(**{{
+        "model.dropout": 0.2, "data.augment.flip": True, "data.shapes.val_images": 9, "parallel.mode": mode,
+        "train.log_every": 1, "train.eval_every": 12, "train.checkpoint_every": 3,
+    }})
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """`start(workdir, count, mode, arguments, own)`: the processes of a run, each with its share of eight devices."""
+    folder = tmp_path_factory.mktemp("hosts")
+    (folder / "hosts.py").write_text(PROGRAM.format(tests=str(ROOT / "tests")))
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    started: list[subprocess.Popen] = []
+
+    def start(workdir, count=2, mode="pmap", arguments=(), own=((), ())) -> list[subprocess.Popen]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        processes = []
+        for host in range(count):
+            command = [sys.executable, "train.py", "--config", f"{folder / 'hosts.py'}:{mode}"]
+            command += ["--workdir", str(workdir), *arguments]
+            if count > 1:
+                command += [f"--coordinator=127.0.0.1:{port}", f"--hosts={count}", f"--host={host}", *own[host]]
+                command += ["--start_timeout=60", "--heartbeat=10"]
+            flags = f"--xla_force_host_platform_device_count={8 // count}"
+            with (workdir.parent / f"{workdir.name}-{host}.log").open("w") as log:
+                process = subprocess.Popen(
+                    command, cwd=ROOT, env=environment | {"XLA_FLAGS": flags}, stdout=log, stderr=subprocess.STDOUT
+                )
+            processes.append(process)
+        started.extend(processes)
+        return processes
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+def codes(processes) -> list[int]:
+    return [process.wait(timeout=200) for process in processes]
+
+
+def printed(workdir, host) -> str:
+    lines = (workdir.parent / f"{workdir.name}-{host}.log").read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if "Gloo" not in line)
+
+
+def until_step(workdir, step) -> None:
+    last = time.monotonic() + 200
+    while f"step {step:>2}/" not in (workdir.parent / f"{workdir.name}-0.log").read_text():
+        assert time.monotonic() < last
+        time.sleep(0.05)
+
+
+def params(workdir):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step, params = checkpoints.restore_params("latest")
+    assert step == 12
+    return jax.device_get(params)
+
+
+def assert_same(found, wanted, tolerance) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
+
+
+@pytest.mark.slow
+class TestRuns:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def one(cls, start, tmp_path_factory):
+        """The run on one host with eight devices."""
+        workdir = tmp_path_factory.mktemp("one") / "run"
+        assert codes(start(workdir, 1)) == [0], printed(workdir, 0)
+        return workdir
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def two(cls, start, tmp_path_factory):
+        workdir = tmp_path_factory.mktemp("two") / "run"
+        assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
+        return workdir
+
+    def test_two_hosts_do_what_one_does(self, one, two):
+        assert_same(params(two), params(one), 1e-4)
+        here, there = (
+            [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+            for workdir in (two, one)
+        )
+        assert [line["step"] for line in here] == [line["step"] for line in there] == list(range(1, 13))
+        for mine, theirs in zip(here, there, strict=True):
+            assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+        assert here[-1]["val/pixel_accuracy"] == pytest.approx(there[-1]["val/pixel_accuracy"], abs=1e-3)
+        assert "9 of 9 images" in printed(two, 0)
+        assert printed(two, 1) == ""
+
+    def test_a_mesh_over_two_hosts(self, one, start, tmp_path):
+        workdir = tmp_path / "run"
+        assert codes(start(workdir, mode="mesh")) == [0, 0], printed(workdir, 0)
+        assert_same(params(workdir), params(one), 1e-4)
+
+    def test_four_hosts_go_on_where_two_left(self, one, start, tmp_path):
+        """SIGTERM to one of them makes all leave after the same step."""
+        workdir = tmp_path / "run"
+        processes = start(workdir)
+        until_step(workdir, 4)
+        processes[1].terminate()
+        assert codes(processes) == [EXIT_CODE] * 2, printed(workdir, 0)
+        left = [printed(workdir, host).splitlines()[-1] for host in (0, 1)]
+        assert left[0] == left[1] and "the same command goes on" in left[0]
+        assert codes(start(workdir, 4, own=((),) * 4)) == [0] * 4, printed(workdir, 0)
+        assert_same(params(workdir), params(one), 1e-4)
+
+    @pytest.mark.parametrize("victim", [0, 1])
+    def test_a_host_is_killed(self, two, start, tmp_path, victim):
+        """The other ends within the heartbeat; started again, the run ends in the same bits."""
+        workdir = tmp_path / "run"
+        processes = start(workdir)
+        until_step(workdir, 5)
+        processes[victim].send_signal(signal.SIGKILL)
+        begun = time.monotonic()
+        assert processes[1 - victim].wait(timeout=60) not in (0, EXIT_CODE)
+        assert time.monotonic() - begun < 30
+        assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
+        assert_same(params(workdir), params(two), 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("--config.optim.lr=0.5", "the config of host 1 differs from that of host 0"),
+        ("--config.optim.lr=-1", "optim.lr=-1.0 must be at least 0"),
+        ("--workdir=elsewhere/that/is/not", "is not the folder that host 0 sees"),
+    ],
+)
+def test_what_one_host_gets_wrong_all_say(start, tmp_path, own, message):
+    workdir = tmp_path / "run"
+    assert codes(start(workdir, own=((), (own,)))) == [1, 1]
+    for host in (0, 1):
+        assert message in printed(workdir, host)
+        assert printed(workdir, host).count("\n") == 1
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_host_that_never_comes(start, tmp_path, host):
+    command = [sys.executable, "train.py", "--config", "configs/fcn8s.py", "--workdir", str(tmp_path)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command += [f"--coordinator=127.0.0.1:{port}", "--hosts=2", f"--host={host}", "--start_timeout=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: in 3 s not all hosts came together")
+    assert f"this is host {host} of 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hosts=2"], "need --coordinator"),
+        (["--coordinator=here:1"], "needs --hosts"),
+        (["--coordinator=here:1", "--hosts=2", "--host=2"], "--host from 0 to one less; they are 2 and 2"),
+        (["--coordinator=here", "--hosts=2", "--host=1"], "names no port"),
+        (["--coordinator=auto"], "the environment does not tell it"),
+    ],
+)
+def test_flags(arguments, message):
+    command = [sys.executable, "train.py", "--config", "configs/fcn8s.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_alone_nothing_is_gathered():
+    np.testing.assert_array_equal(hosts.total([5, 2**40]), [5, 2**40])
+    asked = hosts.Asked(parallel.make_mesh())
+    assert not asked(False) and asked(True)
+    hosts.check_equal("a", "the config")
