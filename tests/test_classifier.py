@@ -48,6 +48,25 @@ def last_layer(module) -> str:
     return name
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "cells"),
+    [("vgg11", 224, 7), ("vgg16_1x1", 224, 7), ("vgg19", 224, 7), ("alexnet", 227, 6), ("caffenet", 227, 6)],
+)
+def test_the_dense_net_is_the_fully_connected_one(name, size, cells):
+    """On the net's own crop: fc6 flattens pool5, channels first, as Caffe does."""
+    module = narrow(name, precision=jax.lax.Precision.HIGHEST)
+    image = np.random.RandomState(1).normal(size=(2, size, size, 3)).astype(np.float32)
+    taps = taps_function(module)(filled(module), image)[1]
+    assert taps["pool5"].shape[:3] == (2, cells, cells)
+    x = np.moveaxis(np.asarray(taps["pool5"], np.float64), -1, 1).reshape(2, -1)
+    for layer in ("fc6", "fc7", "fc8"):
+        kernel, bias = (np.asarray(filled(module)["params"][layer][leaf], np.float64) for leaf in ("kernel", "bias"))
+        matrix = kernel.transpose(3, 2, 0, 1).reshape(kernel.shape[-1], -1)
+        x = x @ matrix.T + bias[None]
+        x = x if layer == "fc8" else np.maximum(x, 0)
+        np.testing.assert_allclose(taps[layer][:, 0, 0], x, rtol=0, atol=1e-5 * np.abs(x).max())
+
+
 # Sizes
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of torchvision's and torchfcn's own modules: they load without torch and give torch's logits."""
+"""Checkpoints laid out as torchvision's and torchfcn's, saved by torch: they load without it and give its logits."""
 
 from pathlib import Path
 

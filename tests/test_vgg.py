@@ -113,21 +113,6 @@ def test_first_padding_and_suffix():
     assert made["conv5_2color"] == (512, 3, 1)
 
 
-def test_the_dense_net_is_the_fully_connected_one():
-    """On the net's own crop: fc6 flattens pool5, channels first, as Caffe does."""
-    module = narrow("vgg11", precision=jax.lax.Precision.HIGHEST)
-    image = np.random.RandomState(1).normal(size=(2, 224, 224, 3)).astype(np.float32)
-    taps = taps_function(module)(filled(module), image)[1]
-    assert taps["pool5"].shape == (2, 7, 7, 16)
-    x = np.moveaxis(np.asarray(taps["pool5"], np.float64), -1, 1).reshape(2, -1)
-    for layer in ("fc6", "fc7", "fc8"):
-        kernel, bias = (np.asarray(filled(module)["params"][layer][leaf], np.float64) for leaf in ("kernel", "bias"))
-        matrix = kernel.transpose(3, 2, 0, 1).reshape(kernel.shape[-1], -1)
-        x = x @ matrix.T + bias[None]
-        x = x if layer == "fc8" else np.maximum(x, 0)
-        np.testing.assert_allclose(taps[layer][:, 0, 0], x, rtol=0, atol=1e-5 * np.abs(x).max())
-
-
 def test_every_cell_of_a_larger_image_is_the_net_on_its_window_of_pool5():
     module = narrow("vgg11")
     image = np.random.RandomState(2).normal(size=(1, 256, 225, 3)).astype(np.float32)

@@ -2,14 +2,15 @@
 
     python tools/nets_table.py [--runs runs/nets] [--seeds 3]
 
-Trains what is not yet trained (a killed run is resumed), and prints the table in Markdown: mean IU, seconds of the
-whole command, parameters, and for one image of the data set the FLOPs (the compiler's count), the time of a prediction,
-and the memory that the compiled program takes beside its parameters.
+Trains what is not yet trained (a run that was killed begins anew: its seconds are part of the result), and prints the
+table in Markdown: mean IU, seconds of the whole command, parameters, and for one image of the data set the FLOPs (the
+compiler's count), the time of a prediction, and the memory that the compiled program takes beside its parameters.
 """
 
 import argparse
 import dataclasses
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -77,15 +78,18 @@ def train(name: str, seed: int, runs: Path) -> None:
     run, workdir = NETS[name], workdir_of(name, seed, runs)
     fields = COMMON | run.fields | {"seed": seed, "data.shapes.seed": seed}
     command = [sys.executable, "train.py", "--config", run.config, "--workdir", str(workdir.absolute())]
+    note = workdir / "seconds.txt"
+    if note.exists():
+        return
+    if workdir.exists():
+        shutil.rmtree(workdir)
     begun = time.perf_counter()
     subprocess.run(
         [*command, *(f"--config.{field}={value}" for field, value in fields.items())],
         cwd=Path(__file__).parents[1],
         check=True,
     )
-    note = workdir / "seconds.txt"
-    if not note.exists():
-        note.write_text(f"{time.perf_counter() - begun:.1f}\n")
+    note.write_text(f"{time.perf_counter() - begun:.1f}\n")
 
 
 def workdir_of(name: str, seed: int, runs: Path) -> Path:

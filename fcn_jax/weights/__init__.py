@@ -190,6 +190,13 @@ def with_extra_channels(blobs: Mapping[str, np.ndarray], module: nn.Module) -> d
     return grown
 
 
+def default_net(model: str) -> tuple[nn.Module, Any]:
+    """The net of a model's or release's name at its published size, and its classes; VOC's 21 where no release says."""
+    release = _release(model)
+    classes = class_counts(release.info) if release.dataset else 21
+    return models.create(release.model, classes, **release.arguments), classes
+
+
 def net_form(model: str) -> NetForm:
     """What the net of a model's or release's name does without parameters, asked from the net itself."""
     return _form_of(_prototype(model), model)
