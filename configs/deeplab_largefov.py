@@ -3,8 +3,8 @@
     python train.py --config configs/deeplab_largefov.py              embedded shapes
     python train.py --config configs/deeplab_largefov.py:camvid       street scenes
     python train.py --config configs/deeplab_largefov.py:voc2012      the released solver, 6,000 steps of 30 crops of
-                                                                      321×321, on SBD's train; the paper's 10,582
-                                                                      images give 62.25 mean IU on val, without CRF
+                                                                      321×321 of 10,582 images; 62.25 mean IU on val,
+                                                                      without CRF (paper)
     python train.py --config configs/deeplab_largefov.py:voc2012-msc  branches at five scales, which alone learn, added
                                                                       to the net of voc2012 (paper: 64.21)
     python train.py --config configs/deeplab_largefov.py:folder       one's own images
@@ -20,8 +20,8 @@ from fcn_jax.inputs import DEEPLAB_INPUT
 def voc2012(config):
     set_input(config, DEEPLAB_INPUT)
     config.init.update(weights="weights/vgg16_20M.caffemodel", skip=("fc8*",))
-    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="sbd_train")
-    config.data.update(val_split="seg11valid", batch_size=30)
+    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train_aug")
+    config.data.update(val_split="val", batch_size=30)
     config.data.voc.sbd_root = "data/benchmark_RELEASE"
     config.data.augment.update(flip=True, crop=(321, 321))
     config.optim.update(lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="step", boundaries=(2000, 4000))

@@ -109,6 +109,22 @@ def test_seg11valid_leaves_out_what_sbd_trains_on(fields, capfd):
     assert "seg11valid: 2 images, the paper has 736" in capfd.readouterr().err
 
 
+def test_voc_grown_by_sbd(fields, tmp_path, capfd):
+    """No image of VOC's val is trained on, none comes twice, and VOC's masks come before SBD's, which know no void."""
+    write_sbd(tmp_path / "more", ["2008_1", "2008_2", "2007_2", "2010_1", "2010_2"])
+    folder = tmp_path / "more" / "dataset"
+    (folder / "train.txt").write_text("2008_1\n2008_2\n2007_2\n")
+    (folder / "val.txt").write_text("2010_1\n2010_2\n")
+    fields.voc.sbd_root = str(tmp_path / "more")
+    source = data.open_split(fields, "train_aug")
+    assert ids(source) == ["2007_1", "2007_2", "2008_2", "2010_1", "2010_2"]
+    assert (source[1]["label"] == LABELS).all() and (source[2]["label"] == np.minimum(LABELS, 20)).all()
+    assert "train_aug: 5 images, the paper has 10582" in capfd.readouterr().err
+    write_year(tmp_path / "VOC2012", {"train": ["2007_1"], "val": ["2008_1"], "trainval": ["2007_1", "2008_1"]})
+    fields.root = str(tmp_path / "VOC2012")
+    assert ids(data.open_split(fields, "trainval_aug")) == ["2007_1", "2008_1", "2008_2", "2007_2", "2010_1", "2010_2"]
+
+
 def test_seg11valid_of_736_needs_no_word():
     names = [f"2008_{number}" for number in range(voc.SEG11VALID_IMAGES + 5)]
     assert voc.seg11valid(names, names[:5]) == names[5:] and len(names[5:]) == 736

@@ -26,9 +26,12 @@ CLASS_NAMES = (
 INFO = DatasetInfo(name="voc2012", class_names=CLASS_NAMES, palette=voc_palette(len(CLASS_NAMES)))
 
 VOC_SPLITS = ("train", "val", "trainval")
-SPLITS = (*VOC_SPLITS, "sbd_train", "seg11valid")
+# VOC's lists grown by all that SBD has besides: what DeepLab and most since train on. What is not in VOC's val, or all.
+AUGMENTED = {"train_aug": "train", "trainval_aug": "trainval"}
+SPLITS = (*VOC_SPLITS, "sbd_train", "seg11valid", *AUGMENTED)
 CROPS = ("", "objects", "windows")
 SEG11VALID_IMAGES = 736
+AUGMENTED_IMAGES = {"train_aug": 10_582, "trainval_aug": 12_031}
 
 
 class Voc2012(prepared.PairBuilder):
@@ -87,13 +90,20 @@ def split_pairs(fields: Any, split: str) -> list[Pair]:
         raise ConfigError(f"voc2012 has no split {split!r}; it has {', '.join(SPLITS)}")
     if split == "sbd_train":
         sbd = find_sbd(fields.voc.sbd_root)
-        return [Pair(name, sbd / "img" / f"{name}.jpg", sbd / "cls" / f"{name}.mat") for name in sbd_train(sbd)]
+        return sbd_pairs(sbd, sbd_train(sbd))
     if split == "seg11valid":
         voc = find_year(fields.root, "VOC2011")
         names = seg11valid(voc_list(voc, "val"), sbd_train(find_sbd(fields.voc.sbd_root)))
         lists.say_if_others("seg11valid", len(names), SEG11VALID_IMAGES)
         return voc_pairs(voc, names)
     voc = find_year(fields.root, "VOC2012")
+    if split in AUGMENTED:
+        sbd = find_sbd(fields.voc.sbd_root)
+        names, known = voc_list(voc, AUGMENTED[split]), {*voc_list(voc, "train"), *voc_list(voc, "val")}
+        more = [name for name in (*sbd_train(sbd), *lists.read_names(sbd / "val.txt")) if name not in known]
+        lists.say_if_others(split, len(names) + len(more), AUGMENTED_IMAGES[split])
+        # VOC's own masks where there are any: SBD's have no void.
+        return voc_pairs(voc, names) + sbd_pairs(sbd, more)
     return voc_pairs(voc, voc_list(voc, split))
 
 
@@ -147,6 +157,11 @@ def seg11valid(voc2011_val: Sequence[str], sbd_train_names: Sequence[str]) -> li
 def voc_pairs(voc: Path, names: Sequence[str]) -> list[Pair]:
     """The files of VOC's images and class masks."""
     return [Pair(n, voc / "JPEGImages" / f"{n}.jpg", voc / "SegmentationClass" / f"{n}.png") for n in names]
+
+
+def sbd_pairs(sbd: Path, names: Sequence[str]) -> list[Pair]:
+    """The files of SBD's images and class masks."""
+    return [Pair(n, sbd / "img" / f"{n}.jpg", sbd / "cls" / f"{n}.mat") for n in names]
 
 
 def read_sbd_labels(path: Path) -> np.ndarray:
