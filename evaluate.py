@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
     output = Path(OUTPUT.value or Path(values.workdir or ".") / "evaluation").expanduser()
     if PREDICTIONS.value is not None and SAVE_PREDICTIONS.value:
         raise ConfigError("--predictions and --save_predictions contradict each other: they are saved already")
+    if PREDICTIONS.value is not None and (values.weights is not None or values.model is not None):
+        raise ConfigError("--predictions and --weights contradict each other: score one or the other")
     if PREDICTIONS.value is not None and (CALIBRATION.value or values.samples):
         raise ConfigError("--predictions are labels alone: --calibration and --samples need the net")
     infos = by_head(source.info)

@@ -62,6 +62,11 @@ def test_train_needs_an_experiment(arguments, message):
     [
         ("-m fcn_jax.predict", (), "name images, folders or globs"),
         ("evaluate.py", ("--workdir", "/nowhere"), "/nowhere/config.json is missing"),
+        (
+            "evaluate.py",
+            ("--config", "configs/fcn8s.py", "--predictions", "x", "--weights", "y"),
+            "--predictions and --weights contradict each other",
+        ),
     ],
 )
 def test_other_commands_refuse(program, arguments, message):
