@@ -33,7 +33,7 @@ def get_config(mode):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """`start(workdir, count, mode, arguments, own)`: the processes of a run, each with its share of eight devices."""
+    """`start(workdir, count, mode, own, supervised)`: the processes of a run, each with its share of eight devices."""
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "hosts.py").write_text(PROGRAM.format(tests=str(ROOT / "tests")))
     environment = os.environ | {
@@ -43,15 +43,17 @@ def start(tmp_path_factory):
     }
     started: list[subprocess.Popen] = []
 
-    def start(workdir, count=2, mode="pmap", arguments=(), own=((), ())) -> list[subprocess.Popen]:
+    def start(workdir, count=2, mode="pmap", own=((), ()), supervised=False) -> list[subprocess.Popen]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         processes = []
-        for host in range(count):
+        for host in range(1 if supervised else count):
             command = [sys.executable, "train.py", "--config", f"{folder / 'hosts.py'}:{mode}"]
-            command += ["--workdir", str(workdir), *arguments]
-            if count > 1:
+            command += ["--workdir", str(workdir)]
+            if supervised:
+                command = [sys.executable, "tools/supervise.py", f"--hosts={count}", "--", *command, "--heartbeat=10"]
+            elif count > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--hosts={count}", f"--host={host}", *own[host]]
                 command += ["--start_timeout=60", "--heartbeat=10"]
             flags = f"--xla_force_host_platform_device_count={8 // count}"
@@ -156,6 +158,33 @@ class TestRuns:
         assert time.monotonic() - begun < 30
         assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
         assert_same(params(workdir), params(two), 0)
+
+
+@pytest.mark.slow
+def test_a_supervised_run_survives_its_kills(start, tmp_path):
+    """Three kills of either host at different moments; the end is that of an undisturbed run, bit for bit."""
+    calm, workdir = tmp_path / "calm", tmp_path / "killed"
+    process = start(calm, supervised=True)[0]
+    assert process.wait(timeout=200) == 0, printed(calm, 0)
+    (process,) = start(workdir, supervised=True)
+    for kill, step in enumerate((2, 5, 8)):
+        until_step(workdir, step)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[kill % 2]), signal.SIGKILL)
+        attempts = time.monotonic() + 100
+        while f"attempt {kill + 1}: exit codes" not in printed(workdir, 0):
+            assert time.monotonic() < attempts
+            time.sleep(0.05)
+    assert process.wait(timeout=300) == 0, printed(workdir, 0)
+    assert_same(params(workdir), params(calm), 0)
+
+
+@pytest.mark.parametrize(("code", "attempts"), [(0, 1), (1, 1), (75, 3)])
+def test_the_supervisor_starts_again_what_may_go_on(code, attempts):
+    command = [sys.executable, "tools/supervise.py", "--restarts=2", "--", sys.executable, "-c", f"exit({code})"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("attempt") == attempts
+    assert done.returncode == (1 if code == 75 else code)
 
 
 @pytest.mark.slow
