@@ -173,8 +173,11 @@ class TestFirstGradient:
         assert_close(report, reference[1], 1e-5)
 
     def test_replicas_stay_equal_and_unstacked(self):
-        train_step, begun = self.train_step()
-        current, report = run(train_step, begun, (8, "pmap", 1), 1)
+        model, params = make_net()
+        optimizer = optax.sgd(0.01, momentum=0.9)
+        begun = state.create(params, optimizer)
+        train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", seed=3)
+        current, report = run(train_step, begun, (8, "pmap", 1), 3)
         for leaf, original in zip(jax.tree.leaves(current), jax.tree.leaves(begun), strict=True):
             assert leaf.shape == original.shape
             assert leaf.sharding.is_fully_replicated
