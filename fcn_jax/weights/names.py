@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fcn_jax.inputs import FCN_INPUT, IMAGENET_INPUT, VGG_INPUT, InputSpec
+from fcn_jax.inputs import IMAGENET_INPUT, VGG_INPUT, InputSpec
 
 Renamed = dict[str, tuple[str, str]]  # the file's name → layer and leaf
 

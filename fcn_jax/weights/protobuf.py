@@ -87,8 +87,8 @@ def fields(file: WeightFile, start: int, stop: int) -> Iterator[tuple[int, int, 
             size = 8
         else:  # 3 and 4 delimit groups, which weight formats never used; 6 and 7 do not exist
             raise Malformed(f"field {number} is of wire type {wire_type}, which weight files do not use")
-        if size > stop - varints.position:
-            raise Malformed(f"field {number} claims {size} bytes where {stop - varints.position} are left (cut short? copy it anew)")
+        if size > (left := stop - varints.position):
+            raise Malformed(f"field {number} claims {size} bytes where {left} are left (cut short? copy it anew)")
         piece = Piece(varints.position, size)
         varints.position += size
         yield number, wire_type, piece
