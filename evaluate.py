@@ -40,19 +40,16 @@ def main(arguments: Sequence[str]) -> None:
     if PREDICTIONS.value is not None and (CALIBRATION.value or values.samples):
         raise ConfigError("--predictions are labels alone: --calibration and --samples need the net")
     infos = by_head(source.info)
-
-    def check(origin: str) -> None:
-        evaluation.check_outputs(output, split, infos, origin, SAVE_PREDICTIONS.value, values.overwrite)
-
     if PREDICTIONS.value is not None:
-        origin = f"predictions in {PREDICTIONS.value}"
-        check(origin)
-        print(f"{origin} on {config.data.name} {split}", flush=True)
-        results = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
+        predictor, origin = None, f"predictions in {PREDICTIONS.value}"
     else:
         predictor = predict.from_flags(values.workdir, values.checkpoint, values.weights, values.model, values.samples)
         origin = predictor.origin
-        check(origin)
+    evaluation.check_outputs(output, split, infos, origin, SAVE_PREDICTIONS.value, values.overwrite)
+    if predictor is None:
+        print(f"{origin} on {config.data.name} {split}", flush=True)
+        results = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
+    else:
         known, wanted = (
             {head: info.num_classes for head, info in by_head(owner.info).items()} for owner in (predictor, source)
         )

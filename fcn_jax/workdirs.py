@@ -76,12 +76,13 @@ def settle_input(config: experiment.Config, workdir: Path) -> Mapping[str, np.nd
         experiment.set_input(
             config, weights.expected_input(blobs) if blobs is not None else transplant.input_of(config)
         )
-    told = None if blobs is None else weights.told_input(blobs)
-    if told is not None and told != experiment.input_spec(config) and not config.init.extra_channels:
-        raise ConfigError(
-            f"input.* contradict init.weights: {config.init.weights} was trained on {told}, and the net would see "
-            f"{experiment.input_spec(config)}; leave it to the file by --config.input.order="
-        )
+    elif blobs is not None and not config.init.extra_channels:
+        told, seen = weights.told_input(blobs), experiment.input_spec(config)
+        if told not in (None, seen):
+            raise ConfigError(
+                f"input.* contradict init.weights: {config.init.weights} was trained on {told}, and the net would see "
+                f"{seen}; leave it to the file by --config.input.order="
+            )
     return blobs
 
 

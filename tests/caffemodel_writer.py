@@ -72,3 +72,12 @@ def net(blobs: Mapping[str, np.ndarray], *, v1: bool = False, packed: bool = Tru
             layer = message(1, name.encode()) + message(2, b"Convolution") + message(4, b"top")
             encoded.append(message(100, layer + b"".join(message(7, content) for content in contents)))
     return b"".join(encoded)
+
+
+def blobs_of(params: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """A net's parameters as Caffe's blobs: kernels `[out in kh kw]`, then biases."""
+    blobs = {}
+    for layer, leaves in params.items():
+        blobs[f"{layer}.0"] = np.ascontiguousarray(np.transpose(leaves["kernel"], (3, 2, 0, 1)))
+        blobs[f"{layer}.1"] = np.asarray(leaves["bias"])
+    return blobs

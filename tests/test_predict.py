@@ -78,12 +78,8 @@ def test_a_folder_that_is_no_run(tmp_path, run):
 def test_a_released_file(tmp_path):
     model = models.create("fcn8s", 21, padding="caffe", width=1 / 32, fc_width=8)
     params = randomly(state.abstract_params(model), 3)
-    blobs = {}
-    for layer, leaves in params.items():
-        blobs[f"{layer}.0"] = np.ascontiguousarray(np.transpose(leaves["kernel"], (3, 2, 0, 1)))
-        blobs[f"{layer}.1"] = np.asarray(leaves["bias"])
     path = tmp_path / "voc-fcn8s.caffemodel"
-    path.write_bytes(writer.net(blobs))
+    path.write_bytes(writer.net(writer.blobs_of(params)))
     predictor = predict.Predictor.from_weights(path, "voc-fcn8s")
     assert by_head(predictor.info)[""].class_names[15] == "person"
     image = picture((20, 31))

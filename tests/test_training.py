@@ -280,12 +280,8 @@ class TestStart:
 
     def write_file(self, path, left_out=()):
         params = self.randomly(self.initial(), 5)
-        blobs = {}
-        for layer, leaves in params.items():
-            if layer not in left_out:
-                blobs[f"{layer}.0"] = np.ascontiguousarray(np.transpose(leaves["kernel"], (3, 2, 0, 1)))
-                blobs[f"{layer}.1"] = np.asarray(leaves["bias"])
-        path.write_bytes(writer.net(blobs))
+        kept = {layer: leaves for layer, leaves in params.items() if layer not in left_out}
+        path.write_bytes(writer.net(writer.blobs_of(kept)))
         return params
 
     def test_from_a_weight_file(self, tmp_path, capsys):

@@ -4,26 +4,18 @@ import caffemodel_writer as writer
 import jax
 import numpy as np
 import pytest
+from cases import fill
 
 from fcn_jax import models, state, weights
 from fcn_jax.errors import ConfigError, WeightFileError
 from fcn_jax.weights import __main__ as command
 
 
-def blobs_of(model) -> dict[str, np.ndarray]:
-    rng = np.random.RandomState(0)
-    blobs = {}
-    for layer, leaves in state.abstract_params(model).items():
-        for number, leaf in enumerate(("kernel", "bias")):
-            drawn = rng.normal(size=leaves[leaf].shape).astype(np.float32)
-            blobs[f"{layer}.{number}"] = np.ascontiguousarray(drawn.transpose(3, 2, 0, 1)) if number == 0 else drawn
-    return blobs
-
-
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "net.caffemodel"
-    path.write_bytes(writer.net(blobs_of(models.create("fcn32s", 3, width=1 / 32, fc_width=8))))
+    params = fill(state.abstract_params(models.create("fcn32s", 3, width=1 / 32, fc_width=8)))
+    path.write_bytes(writer.net(writer.blobs_of(params)))
     return str(path)
 
 

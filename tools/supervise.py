@@ -13,8 +13,12 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-AGAIN = 75
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fcn_jax.preemption import EXIT_CODE
+
 GRACE_SECONDS = 120  # for the other hosts to notice that one is gone
 
 
@@ -42,7 +46,7 @@ def main() -> int:
         if not any(codes):
             return 0
         if leaving:
-            return AGAIN
+            return EXIT_CODE
         if all(code in (1, 2) for code in codes):  # else one was lost, and the others failed for that
             return codes[0]
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
