@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     evaluation.check_outputs(output, split, infos, origin, SAVE_PREDICTIONS.value, values.overwrite)
     if predictor is None:
         print(f"{origin} on {config.data.name} {split}", flush=True)
-        results = evaluation.evaluate_files(source, Path(PREDICTIONS.value).expanduser())
+        results = evaluation.evaluate_files(source, Path(PREDICTIONS.value or "").expanduser())
     else:
         known, wanted = (
             {head: info.num_classes for head, info in by_head(owner.info).items()} for owner in (predictor, source)
