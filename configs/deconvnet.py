@@ -1,6 +1,7 @@
 """DeconvNet: VGG-16 down to single cells, and a learned deconvolution net up again, on crops of 224×224.
 
     python train.py --config configs/deconvnet.py                    embedded shapes
+    python train.py --config configs/deconvnet.py:camvid             street scenes, data/camvid
     python train.py --config configs/deconvnet.py:folder             one's own images
 
 As released, in two stages on VOC 2012: crops around single objects, then windows that a file proposes for each image
@@ -9,11 +10,17 @@ As released, in two stages on VOC 2012: crops around single objects, then window
     python train.py --config configs/deconvnet.py:voc2012-objects    20,000 steps
     python train.py --config configs/deconvnet.py:voc2012-windows    40,000 steps
     python -m fcn_jax.predict --workdir runs/deconvnet-voc2012-windows --boxes data/boxes photo.jpg
+
+In SegNet's comparison of nets, fc6 and fc7 of 1,024 channels; 59.8 mean IU on test (its paper, on 3,433 images):
+
+    python train.py --config configs/deconvnet.py:camvid-benchmark   260,000 steps of 5 whole images
 """
 
 from configs import recipes
 from fcn_jax.config import set_input
 from fcn_jax.inputs import DEEPLAB_INPUT
+
+NEW = ("bn*", "*deconv*", "debn*", "seg-*")  # the layers that VGG-16 has not
 
 
 def release(config):
@@ -30,9 +37,7 @@ def release(config):
 
 def objects(config):
     release(config)
-    config.init.update(
-        weights="weights/VGG_ILSVRC_16_layers.caffemodel", skip=("bn*", "*deconv*", "debn*", "seg-*", "fc8")
-    )
+    config.init.update(weights="weights/VGG_ILSVRC_16_layers.caffemodel", skip=(*NEW, "fc8"))
     config.data.voc.crops = "objects"
     config.optim.boundaries = (9000, 18_000)
     config.train.steps = 20_000
@@ -46,8 +51,25 @@ def windows(config):
     config.train.steps = 40_000
 
 
+def camvid(config):
+    recipes.camvid(config)
+    config.init.skip = (*NEW, "fc*")
+    config.data.augment.crop = (224, 224)
+    config.model.momentum = 0.97
+    config.optim.lr = 1e-3
+
+
+def camvid_benchmark(config):
+    recipes.camvid_benchmark(config)
+    config.model.fc_width = 1024
+    config.init.skip = (*NEW, "fc*")
+    config.train.update(steps=260_000, statistics_batches=74)
+
+
 VARIANTS = {
     "shapes": recipes.shapes,
+    "camvid": camvid,
+    "camvid-benchmark": camvid_benchmark,
     "folder": recipes.folder,
     "voc2012-objects": objects,
     "voc2012-windows": windows,

@@ -9,13 +9,18 @@ The release's second stages, each from the run of configs/fcn32s.py of the same 
     python train.py --config configs/fcn16s.py:voc2012         65.0 mean IU on seg11valid (release)
     python train.py --config configs/fcn16s.py:siftflow        39.5 mean IU over 30 classes, geometry 94.3 right (paper)
     python train.py --config configs/fcn16s.py:pascal-context  34.8 mean IU over 59 classes (paper)
+    python train.py --config configs/fcn16s.py:cvpr2015        62.4 on seg11valid (CVPR paper); up-sampling is learned
 """
 
 from configs import recipes
 
 
 def get_config(variant="shapes"):
-    config = recipes.start("fcn16s", variant)
+    config = recipes.start("fcn16s", variant, recipes.STAGES)
     if variant in ("voc2012", "siftflow", "pascal-context"):
         recipes.stage(config, f"runs/fcn32s-{variant}", lr=1e-12)
+    if variant == "cvpr2015":
+        config.model.name = "fcn16s_2015"
+        recipes.stage(config, "runs/fcn32s-cvpr2015", lr=1e-6)
+        config.train.steps = 7000
     return config

@@ -14,6 +14,7 @@ The release's first stages; 100,000 steps each (PASCAL-Context 400,000), scores 
     python train.py --config configs/fcn32s.py:nyud-color-hha  32.8; after nyud-color and nyud-hha, whose nets it joins
     python train.py --config configs/fcn32s.py:siftflow        two heads: semantic and geometric classes
     python train.py --config configs/fcn32s.py:pascal-context  31.8 mean IU over 59 classes
+    python train.py --config configs/fcn32s.py:cvpr2015        59.4 on seg11valid, as trained for the CVPR paper
 
 They start from VGG_ILSVRC_16_layers.caffemodel, the authors' 16-layer net.
 """
@@ -27,7 +28,7 @@ def fixed(config):
 
 
 def get_config(variant="shapes"):
-    config = recipes.start("fcn32s", variant, {**recipes.VARIANTS, **recipes.NYUD, "fixed": fixed})
+    config = recipes.start("fcn32s", variant, {**recipes.STAGES, **recipes.NYUD, "fixed": fixed})
     if variant == "nyud-color-d":
         config.init.extra_channels = "mean"
     if variant == "nyud-color-hha":

@@ -10,13 +10,18 @@ The release's third stages, each from the run of configs/fcn16s.py of the same n
     python train.py --config configs/fcn8s.py:voc2012          65.5 mean IU on seg11valid (release)
     python train.py --config configs/fcn8s.py:siftflow         two heads: semantic and geometric classes
     python train.py --config configs/fcn8s.py:pascal-context   35.1 mean IU over 59 classes (paper)
+    python train.py --config configs/fcn8s.py:cvpr2015         62.7 on seg11valid (CVPR paper); up-sampling is learned
 """
 
 from configs import recipes
 
 
 def get_config(variant="shapes"):
-    config = recipes.start("fcn8s", variant)
+    config = recipes.start("fcn8s", variant, recipes.STAGES)
     if variant in ("voc2012", "siftflow", "pascal-context"):
         recipes.stage(config, f"runs/fcn16s-{variant}", lr=1e-12 if variant == "siftflow" else 1e-14)
+    if variant == "cvpr2015":
+        config.model.name = "fcn8s_2015"
+        recipes.stage(config, "runs/fcn16s-cvpr2015", lr=1e-8)
+        config.train.steps = 7000
     return config

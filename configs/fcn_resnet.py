@@ -1,6 +1,7 @@
 """FCN on ResNet-50, dilated to a stride of 8, with an auxiliary head: what torchvision trains as `fcn_resnet50`.
 
     python train.py --config configs/fcn_resnet.py                embedded shapes
+    python train.py --config configs/fcn_resnet.py:camvid         street scenes, from torchvision's net for COCO
     python train.py --config configs/fcn_resnet.py:voc2012        from torchvision's net for COCO, 30 epochs at a rate
                                                                   of 1e-4, WZMIAOMIAO's recipe; 71.9 mean IU on val
                                                                   after its best epoch (theirs)
@@ -15,12 +16,13 @@ from configs import recipes
 from fcn_jax.config import set_input
 from fcn_jax.inputs import IMAGENET_INPUT
 
+WEIGHTS = "weights/fcn_resnet50_coco-1167a1af.pth"
 EPOCH = 1464 // 4  # VOC's train, four images a step
 
 
 def voc2012(config):
     set_input(config, IMAGENET_INPUT)
-    config.init.weights = "weights/fcn_resnet50_coco-1167a1af.pth"
+    config.init.weights = WEIGHTS
     config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train", val_split="val", batch_size=4)
     # The shorter side of VOC's images, some 370 pixels, to 260 … 1040; then crops of 480.
     config.data.augment.update(flip=True, scale=(0.7, 2.8), crop=(480, 480))
@@ -37,8 +39,17 @@ def coco(config):
     config.train.steps = 30 * 1464 // 32
 
 
+def camvid(config):
+    recipes.camvid(config)
+    set_input(config, IMAGENET_INPUT)
+    config.init.update(weights=WEIGHTS, skip=("classifier.4", "aux_classifier.4"))
+    config.optim.frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1.*")
+    config.model.momentum = 0.97
+
+
 VARIANTS = {
     "shapes": recipes.shapes,
+    "camvid": camvid,
     "voc2012": voc2012,
     "voc2012-coco": coco,
     "folder": recipes.folder,

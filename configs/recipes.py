@@ -89,6 +89,18 @@ def voc2012(config: experiment.Config) -> None:
     config.data.voc.sbd_root = "data/benchmark_RELEASE"
 
 
+def cvpr2015(config: experiment.Config) -> None:
+    """The solver of the CVPR paper: 20 images a step, one after another, at a rate for the mean over their pixels.
+
+    The paper gives days, not steps; 20,000 for the first stage are about the three days that it took.
+    """
+    voc2012(config)
+    config.data.batch_size = 20
+    config.loss.normalization = "valid_mean"
+    config.optim.update(lr=1e-4, momentum=0.9, accumulate=20)
+    config.train.update(steps=20_000, eval_every=1000, checkpoint_every=200)
+
+
 def nyud(config: experiment.Config, modality: str, spec: InputSpec) -> None:
     """NYUDv2 rooms of 480×640, 40 classes: colour, geometry (HHA), colour with depth, or both nets fused late."""
     release(config)
@@ -137,6 +149,17 @@ def camvid_release(config: experiment.Config) -> None:
     config.train.update(steps=40_000, eval_every=1000, checkpoint_every=500, log_every=20, statistics_batches=94)
 
 
+def camvid_benchmark(config: experiment.Config) -> None:
+    """How SegNet's paper (section 4) compares nets: five whole images a step, at one rate, classes not weighted.
+
+    The paper trains on 3,433 images, most of which were never published.
+    """
+    config.init.weights = "weights/VGG_ILSVRC_16_layers.caffemodel"
+    config.data.update(name="camvid", root="data/camvid", batch_size=5)
+    config.optim.update(lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    config.train.update(steps=140_000, eval_every=1000, checkpoint_every=500, log_every=20)
+
+
 VARIANTS = {
     "shapes": shapes,
     "camvid": camvid,
@@ -145,6 +168,8 @@ VARIANTS = {
     "pascal-context": pascal_context,
     "folder": folder,
 }
+# Of FCN on VGG-16, in the stages of the CVPR paper too.
+STAGES = {**VARIANTS, "cvpr2015": cvpr2015}
 # Of the nets whose papers train on CamVid with a solver of their own.
 DECODERS = {
     "shapes": shapes,

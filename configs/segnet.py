@@ -5,6 +5,8 @@
     python train.py --config configs/segnet.py:camvid-release   as released: 40,000 steps of 4 whole images, the
                                                                 authors' class weights; 60.1 mean IU (paper, 3,433
                                                                 training images, 140,000 steps)
+    python train.py --config configs/segnet.py:camvid-benchmark the paper's comparison of nets: 140,000 steps of 5, no
+                                                                class weights
     python train.py --config configs/segnet.py:folder           one's own images
 
 From ImageNet's VGG-16. The release sees bytes, without a mean subtracted, and normalises by the batch; the statistics
@@ -12,14 +14,19 @@ of its training set are computed at the end.
 """
 
 from configs import recipes
+from fcn_jax.config import set_input
+from fcn_jax.inputs import SEGNET_INPUT
 
 
 def get_config(variant="shapes"):
-    config = recipes.start("segnet", variant, recipes.DECODERS)
+    config = recipes.start("segnet", variant, {**recipes.DECODERS, "camvid-benchmark": recipes.camvid_benchmark})
     if config.init.weights:
         config.init.skip = ("*_bn", "*_D")
-    if variant == "camvid-release":
+    if variant in ("camvid-release", "camvid-benchmark"):
         config.init.skip += ("fc*",)
+    if variant == "camvid-benchmark":
+        set_input(config, SEGNET_INPUT)
+        config.train.statistics_batches = 74
     if variant == "camvid":
         config.model.momentum = 0.97
         config.data.augment.update(scale=(0.5, 1.0), crop=(160, 224))

@@ -45,6 +45,8 @@ CASES = (
     Case("fcn16s", NARROW, (1, 70), {"padding": "same"}),
     Case("fcn8s", NARROW, (21, 1), {"padding": "caffe"}),
     Case("fcn8s", NARROW, (45, 58), {"padding": "same"}),
+    Case("fcn16s_2015", NARROW, (40, 23), {"padding": "caffe"}),
+    Case("fcn8s_2015", NARROW, (9, 52), {"padding": "caffe"}),
     Case("fcn8s_atonce", NARROW, (39, 41), {"padding": "same"}),
 )
 
@@ -69,6 +71,7 @@ OTHERS = (
     Case("segnet", SEGNET, (37, 50)),
     Case("segnet", SEGNET, (33, 34), {"trunk": "vgg11"}),
     Case("bayesian_segnet", SEGNET, (37, 50), {"classifier": "camvid"}),
+    Case("bayesian_segnet_pascal", SEGNET, (34, 33)),
     Case("segnet_basic", {"width": 1 / 8}, (19, 34)),
     Case("bayesian_segnet_basic", {"width": 1 / 8}, (19, 34)),
     *(

@@ -28,6 +28,8 @@ TAPS = {
     "fcn32s": [*TRUNK, "score"],
     "fcn16s": [*TRUNK, *POOL4, "score"],
     "fcn8s": [*TRUNK, *POOL4, *POOL3, "score"],
+    "fcn16s_2015": [*TRUNK, *POOL4, "score"],
+    "fcn8s_2015": [*TRUNK, *POOL4, *POOL3, "score"],
     "fcn8s_atonce": [*TRUNK, POOL4[0], "scale_pool4", *POOL4[1:], POOL3[0], "scale_pool3", *POOL3[1:], "score"],
 }
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -62,6 +64,7 @@ def one(name: str, **args):
         ("fcn16s", 21, {"upsampling": "dense"}, 134_815_994),
         ("fcn8s", 21, {"upsampling": "dense"}, 134_489_759),
         ("fcn8s", 21, {"upsampling": "grouped"}, 134_362_751 + 21 * (16 + 16 + 256)),
+        ("fcn8s_2015", 21, {"padding": "caffe"}, 134_362_751 + 2 * 16 * 21 * 21 + 21),
         ("fcn32s", 40, {}, 134_424_424),
         ("fcn32s", 40, {"in_channels": 4}, 134_425_000),
         ("fcn16s", 60, {}, 134_537_144),

@@ -24,10 +24,14 @@ MODELS = {
     "fcn16s": partial(FCN, stride=16),
     "fcn8s": partial(FCN, stride=8),
     "fcn8s_atonce": partial(FCN, stride=8, pool_scales=(0.01, 0.0001)),
+    # The nets of 2015 learn their up-sampling by two, the first with a bias; the last stays bilinear.
+    "fcn16s_2015": partial(FCN, stride=16, upsampling=freeze({"upscore2": "dense_biased"})),
+    "fcn8s_2015": partial(FCN, stride=8, upsampling=freeze({"upscore2": "dense_biased", "upscore_pool4": "dense"})),
     "fcn_alexnet": partial(FCN, trunk="caffenet", stride=32),
     "fcn_googlenet": partial(FCN, trunk="googlenet", stride=32),
     "segnet": SegNet,
     "bayesian_segnet": partial(SegNet, dropout_after=segnet.BAYESIAN),
+    "bayesian_segnet_pascal": partial(SegNet, dropout_after=segnet.EVERY_BLOCK),
     "segnet_basic": SegNetBasic,
     "bayesian_segnet_basic": partial(SegNetBasic, dropout_after=segnet_basic.BAYESIAN),
     **{

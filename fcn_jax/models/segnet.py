@@ -29,6 +29,8 @@ from fcn_jax.ops.grid import IMAGE, Grid
 # caffe-segnet's; the decoder's names end in D, and a batch norm is called like its convolution.
 EPSILON, SHIFT = 1e-9, 0.001
 BAYESIAN = ("pool3", "pool4", "pool5", "conv5_1_D", "conv4_1_D", "conv3_1_D")
+# The one for PASCAL VOC: behind all of them.
+EVERY_BLOCK = ("pool1", "pool2", *BAYESIAN, "conv2_1_D")
 
 
 class SegNet(nn.Module):

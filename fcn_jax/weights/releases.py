@@ -70,14 +70,15 @@ RELEASES = {
     "pascalcontext-fcn32s": _context("fcn32s"),
     "pascalcontext-fcn16s": _context("fcn16s"),
     "pascalcontext-fcn8s": _context("fcn8s"),
-    # The nets of 2015: names with dashes, up-sampling by two learned, once with a bias.
-    "fcn-8s-pascal": _voc("fcn8s"),
+    # The nets of 2015: names with dashes, up-sampling by two learned, on VOC once with a bias.
+    "fcn-8s-pascal": _voc("fcn8s_2015"),
     "fcn-8s-pascalcontext": _context("fcn8s"),
     "segnet": Release("segnet", {}, inputs.SEGNET_INPUT, "camvid"),
     "segnet-basic": Release("segnet_basic", {}, inputs.SEGNET_INPUT, "camvid"),
     "bayesian-segnet": Release("bayesian_segnet", {}, inputs.SEGNET_INPUT, "camvid"),
     "bayesian-segnet-basic": Release("bayesian_segnet_basic", {}, inputs.SEGNET_INPUT, "camvid"),
     "bayesian-segnet-camvid": Release("bayesian_segnet", {"classifier": "camvid"}, inputs.SEGNET_INPUT, "camvid"),
+    "bayesian-segnet-pascal": Release("bayesian_segnet_pascal", {}, inputs.SEGNET_INPUT, "voc"),
     "deconvnet": Release("deconvnet", {}, inputs.FCN_INPUT, "voc"),
     "deeplab-largefov": Release("deeplab_largefov", {}, inputs.DEEPLAB_INPUT, "voc"),
     "fcn_resnet50_coco": Release("fcn_resnet50", {}, inputs.IMAGENET_INPUT, "voc"),

@@ -1,0 +1,64 @@
+"""Every experiment of `configs/`: described where it is, sound, and of a net that can be made and optimised."""
+
+import importlib
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fcn_jax import config as experiment
+from fcn_jax import models, optim
+from fcn_jax.errors import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "recipes")
+NUM_CLASSES = {
+    **{"shapes": 8, "folder": 3, "camvid": 11, "voc2012": 21, "nyud": 40, "pascal_context": 60},
+    "siftflow": {"sem": 33, "geo": 3},
+}
+
+
+def described(file: str) -> list[str]:
+    """The variants that a config file's own text names, the one without a name first."""
+    text = importlib.import_module(f"configs.{file}").__doc__
+    return list(dict.fromkeys(re.findall(rf"--config configs/{file}\.py(?::([\w-]+))?", text)))
+
+
+EXPERIMENTS = [(file, variant or "shapes") for file in FILES for variant in described(file)]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_config_file_describes_each_of_its_variants(file):
+    with pytest.raises(ConfigError, match="no variant 'none-such'") as error:
+        importlib.import_module(f"configs.{file}").get_config("none-such")
+    there_are = str(error.value).partition("there are ")[2].split(", ")
+    assert sorted(there_are) == sorted(variant or "shapes" for variant in described(file))
+
+
+@pytest.mark.parametrize(("file", "variant"), EXPERIMENTS)
+def test_every_experiment_is_sound(file, variant):
+    config = importlib.import_module(f"configs.{file}").get_config(variant)
+    experiment.validate(config)
+    assert config.name.endswith(variant) or variant == "shapes"
+    assert variant.startswith(config.data.name.replace("_", "-")) or variant in ("fixed", "cvpr2015")
+    module = experiment.make_model(config, NUM_CLASSES[config.data.name])
+    image = jnp.zeros((1, 32, 32, len(experiment.input_spec(config).order)))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
+    optim.make_optimizer(config.optim, config.train.steps, variables["params"])
+
+
+def test_no_two_experiments_share_a_workdir():
+    configs = [importlib.import_module(f"configs.{file}").get_config(variant) for file, variant in EXPERIMENTS]
+    names = [config.name for config in configs]
+    assert len(set(names)) == len(names)
+    # A later stage starts from the workdir of another experiment.
+    starts = [path for config in configs for path in (config.init.workdir, *config.init.stream_workdirs) if path]
+    assert starts and set(starts) <= {f"runs/{name}" for name in names}
+
+
+def test_every_net_has_an_experiment_or_is_named_in_one():
+    texts = "\n".join((FOLDER / f"{file}.py").read_text() for file in FILES)
+    for name in models.SEGMENTATION:
+        assert name in texts or name.removeprefix("segnet_basic") in texts, name
