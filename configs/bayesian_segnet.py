@@ -6,7 +6,7 @@ python train.py --config configs/bayesian_segnet.py:camvid-release   60,000 step
 python train.py --config configs/bayesian_segnet.py:camvid-benchmark the comparison of nets in SegNet's paper
 python train.py --config configs/bayesian_segnet.py:folder           one's own images
 
-Dropout behind every block, as in the authors' net for PASCAL VOC: --config.model.name=bayesian_segnet_pascal
+Dropout in every block, as in the authors' net for PASCAL VOC: --config.model.name=bayesian_segnet_pascal
 
 python -m fcn_jax.predict --workdir runs/bayesian_segnet --samples 8 photo.jpg       labels and uncertainty
 python evaluate.py --workdir runs/bayesian_segnet --samples 8 --calibration          scores, and calibration

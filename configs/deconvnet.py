@@ -5,7 +5,8 @@
     python train.py --config configs/deconvnet.py:folder             one's own images
 
 As released, in two stages on VOC 2012: crops around single objects, then windows that a file proposes for each image
-(EdgeBox's, in the paper), from the first stage's net; 69.6 mean IU on VOC's test set (paper, trained on SBD's too):
+(EdgeBox's, in the paper), from the first stage's net. The paper trains on val's images too, which is
+--config.data.train_split=trainval_aug, and reaches 69.6 mean IU on the test set.
 
     python train.py --config configs/deconvnet.py:voc2012-objects    20,000 steps
     python train.py --config configs/deconvnet.py:voc2012-windows    40,000 steps
@@ -25,7 +26,8 @@ NEW = ("bn*", "*deconv*", "debn*", "seg-*")  # the layers that VGG-16 has not
 
 def release(config):
     set_input(config, DEEPLAB_INPUT)
-    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train", val_split="val", batch_size=64)
+    config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train_aug", batch_size=64)
+    config.data.voc.sbd_root = "data/benchmark_RELEASE"
     config.data.augment.update(flip=True, crop=(224, 224))
     config.optim.update(lr=0.01, momentum=0.9, weight_decay=5e-4, accumulate=8, schedule="step")
     config.optim.lr_multipliers = (("*/bias", 2.0), ("*bn*/bias", 1.0))

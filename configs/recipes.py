@@ -45,9 +45,9 @@ def shapes(config: experiment.Config) -> None:
     config.input.update(order="BGR", mean=FCN_INPUT.mean, scale=(1 / 32, 1 / 32, 1 / 32))
     config.data.batch_size = 4
     config.data.shapes.update(height=128, width=128, train_images=100_000, val_images=200)
-    config.optim.update(name="adamw", lr=1.5e-3, beta2=0.99, weight_decay=1e-4, lr_multipliers=(), clip_norm=1.0)
+    config.optim.update(name="adamw", lr=5e-3, beta2=0.99, weight_decay=1e-4, lr_multipliers=(), clip_norm=1.0)
     config.optim.update(schedule="cosine", warmup_steps=50)
-    config.train.update(steps=1800, eval_every=600, checkpoint_every=300, log_every=100)
+    config.train.update(steps=1200, eval_every=600, checkpoint_every=200, log_every=100)
 
 
 def camvid(config: experiment.Config) -> None:

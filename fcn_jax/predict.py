@@ -7,6 +7,8 @@ Each image gives `<stem>.png`, an indexed PNG whose values are the labels, and `
     --samples N        of a net with dropout in testing (Bayesian SegNet) takes the mean of N samples, and paints, in
                        place of overlays, their uncertainty: <stem>_entropy.png and <stem>_mutual_information.png
     --boxes FOLDER     scores crops, not whole images: the boxes of <stem>.txt there (DeconvNet; see proposals.py)
+    --ensemble NET     … together with another net's scores for the whole image (EDeconvNet takes an FCN-8s): a run's
+                       workdir, or voc-fcn8s=FILE
 
 A classifier's map is coarse and laid over the picture where its cells look (Long, Shelhamer and Darrell, 2015, figure
 2: the "tabby cat"). Without --heatmap a classifier names the classes that it finds most probable.
@@ -204,6 +206,16 @@ def from_flags(
     return Predictor.from_weights(weight_file, release, samples)  # pyright: ignore[reportArgumentType]
 
 
+def _ensemble_member(text: str, checkpoint: str, first: Predictor) -> Predictor:
+    """The net that `--ensemble` names, which must know the same classes as the first."""
+    release, equals, file = text.partition("=")
+    other = from_flags(None, checkpoint, file, release) if equals else from_flags(text, checkpoint, None, None)
+    if class_counts(other.info) != class_counts(first.info) or other.is_classifier:
+        raise ConfigError(f"--ensemble: {other.origin} does not label with the classes of {first.origin}")
+    print(f"with {other.origin}")
+    return other
+
+
 def define_flags() -> None:
     """The flags by which `predict` and `evaluate` are told which net to run."""
     flags.DEFINE_string("workdir", None, "The run whose net it is.")
@@ -222,6 +234,8 @@ def main(arguments: Sequence[str]) -> int:
     chosen = [flag for flag in ("heatmap", "samples", "boxes") if getattr(values, flag)]
     if len(chosen) > 1:
         raise ConfigError(f"--{' and --'.join(chosen)} contradict each other: each is a way to look at an image")
+    if values.ensemble is not None and values.boxes is None:
+        raise ConfigError("--ensemble adds a net to the one that --boxes shows crops to")
     paths = picture_files.find_images(arguments)
     predictor = from_flags(values.workdir, values.checkpoint, values.weights, values.model, values.samples)
     counts = " and ".join(f"{info.num_classes} {head}".strip() for head, info in by_head(predictor.info).items())
@@ -238,10 +252,11 @@ def main(arguments: Sequence[str]) -> int:
     elif values.boxes is not None:
         if len(by_head(predictor.info)) > 1 or predictor.is_classifier:
             raise ConfigError(f"--boxes are for nets with one head that label pixels; {predictor.origin} is none")
+        other = None if values.ensemble is None else _ensemble_member(values.ensemble, values.checkpoint, predictor)
         folder = Path(values.boxes).expanduser()
         boxes = {path: read_boxes(folder / f"{path.stem}.txt") for path in paths}
         failures = picture_files.write_labels(
-            lambda image, path: proposals.label(predictor, image, boxes[path]),
+            lambda image, path: proposals.label(predictor, image, boxes[path], other),
             predictor.info,
             paths,
             output,
@@ -259,4 +274,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", "predictions", "The folder to write into.")
     flags.DEFINE_string("heatmap", None, "Paint this class's probability: its name, one of its names, or its number.")
     flags.DEFINE_string("boxes", None, "Score the boxes that <stem>.txt in this folder lists, not whole images.")
+    flags.DEFINE_string("ensemble", None, "Another net beside the boxes: a run's workdir, or RELEASE=FILE.")
     command_line.run(main)

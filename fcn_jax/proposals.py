@@ -49,9 +49,15 @@ def ensemble(best: np.ndarray, other: np.ndarray) -> np.ndarray:
     return best * np.maximum(other, 0)
 
 
-def label(predictor: Any, image: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-    """Labels u8 `[h w]` of an image by its boxes."""
-    return score_map(predictor.scores, image, boxes, predictor.info.num_classes).argmax(axis=-1).astype(np.uint8)
+def label(predictor: Any, image: np.ndarray, boxes: Sequence[Box], other: Any = None) -> np.ndarray:
+    """Labels u8 `[h w]` of an image by its boxes; with the scores of an `other` predictor for the whole image, by both.
+
+    See `ensemble`.
+    """
+    best = score_map(predictor.scores, image, boxes, predictor.info.num_classes)
+    if other is not None:
+        best = ensemble(best, other.scores(image))
+    return best.argmax(axis=-1).astype(np.uint8)
 
 
 def resized(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,15 +1,16 @@
-"""GoogLeNet against an oracle in NumPy that knows nothing of the library but the parameters, and against its paper."""
+"""GoogLeNet against its paper, and against the interpreter of `caffe_nets`, which knows nothing of the library."""
 
 import math
 
+import caffe_nets
+import caffemodel_writer as writer
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import filled
 from flax import linen as nn
 
-from fcn_jax import models, state
+from fcn_jax import models, state, weights
 from fcn_jax.models import googlenet
 from fcn_jax.models.layers import Conv
 from fcn_jax.ops.grid import IMAGE
@@ -91,70 +92,26 @@ def test_trunk_with_padding_and_suffix():
     assert all(blob.endswith("_x") for blob in taps)
 
 
-# The oracle
+# The whole net
 
 
-def convolve(x, kernel, bias, stride=1, padding=0):
-    size = len(kernel)
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (1, 2))[:, ::stride, ::stride]
-    return np.maximum(np.einsum("bhwiyx,yxio->bhwo", windows, kernel, optimize=True) + bias, 0)
-
-
-def pool(x, stride, padding):
-    """3×3; what lies outside never wins, and the last window is whole or cut."""
-    size = [-(-(n + 2 * padding - 3) // stride) + 1 for n in x.shape[1:3]]
-    far = [(count - 1) * stride + 3 - n - padding for count, n in zip(size, x.shape[1:3], strict=True)]
-    pads = ((0, 0), *((padding, max(end, 0)) for end in far), (0, 0))
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, pads, constant_values=-np.inf), (3, 3), (1, 2))
-    return windows[:, ::stride, ::stride].max(axis=(-2, -1))
-
-
-def normalise(x):
-    squares = np.pad(x**2, ((0, 0), (0, 0), (0, 0), (2, 2)))
-    return x / (1 + 2e-5 * sum(squares[..., i : i + x.shape[-1]] for i in range(5))) ** 0.75
-
-
-def by_numpy(params, image):
-    """Blobs by name, up to the average."""
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-
-    def conv(name, x, **options):
-        return convolve(x, params[name]["kernel"], params[name]["bias"], **options)
-
-    blobs = {}
-    x = pool(conv("conv1_7x7_s2", image.astype(np.float64), stride=2, padding=3), 2, 0)
-    x = normalise(conv("conv2_3x3", conv("conv2_3x3_reduce", normalise(x)), padding=1))
-    blobs["conv2/norm2"] = x
-    x = blobs["pool2/3x3_s2"] = pool(x, 2, 0)
-    for module in ("3a", "3b", "pool3", "4a", "4b", "4c", "4d", "4e", "pool4", "5a", "5b"):
-        if module.startswith("pool"):
-            x = blobs[f"{module}/3x3_s2"] = pool(x, 2, 0)
-            continue
-        name = f"inception_{module}"
-        parts = [
-            conv(f"{name}_1x1", x),
-            conv(f"{name}_3x3", conv(f"{name}_3x3_reduce", x), padding=1),
-            conv(f"{name}_5x5", conv(f"{name}_5x5_reduce", x), padding=2),
-            conv(f"{name}_pool_proj", pool(x, 1, 1)),
-        ]
-        x = blobs[f"{name}/output"] = np.concatenate(parts, axis=-1)
-    return blobs | {"pool5/7x7_s1": x[:, :7, :7].mean(axis=(1, 2), keepdims=True)}
-
-
-def test_the_oracle_and_dropout():
+def test_every_blob_and_dropout(tmp_path):
     """In training, so that one compilation shows both: dropout of 0.4 lies between the average and the classifier."""
-    module = models.create("googlenet", 5, width=1 / 8, precision=jax.lax.Precision.HIGHEST)
-    image = np.random.RandomState(0).normal(0, 60, (1, 223, 224, 3)).astype(np.float32)
-    params = filled(module)["params"]
+    widths = {channels: channels // 8 for row in caffe_nets.INCEPTIONS.values() for channels in row}
+    image = np.random.default_rng(0).uniform(-20, 20, (1, 223, 224, 3)).astype(np.float32)
+    drawn, wanted = caffe_nets.draw(caffe_nets.googlenet(), {"data": np.moveaxis(image, -1, 1)}, widths | {1000: 5})
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(writer.net(drawn))
+    module, variables = weights.load_model(path, "bvlc-googlenet", precision=jax.lax.Precision.HIGHEST)
 
     @jax.jit
-    def train(image):
+    def train(variables, image):
         rngs = {"dropout": jax.random.key(0)}
-        return module.apply({"params": params}, image, train=True, rngs=rngs, return_taps=True)
+        return module.apply(variables, image, train=True, rngs=rngs, return_taps=True)
 
-    scores, taps = train(image)
-    wanted = by_numpy(params, image)
+    scores, taps = train(variables, image)
+    assert taps.keys() == wanted.keys() - {"data"}
+    wanted = {name: np.moveaxis(blob, 1, -1) for name, blob in wanted.items() if blob.ndim == 4 and name != "data"}
     average = wanted.pop("pool5/7x7_s1")
     for name, blob in wanted.items():
         assert taps[name].shape == blob.shape, name
@@ -164,6 +121,6 @@ def test_the_oracle_and_dropout():
     kept = found != 0
     assert np.mean(kept[average > 0]) == pytest.approx(0.6, abs=0.12)
     np.testing.assert_allclose(found, np.where(kept, average / 0.6, 0), rtol=0, atol=1e-5 * average.max())
-    classifier = {leaf: np.asarray(value, np.float64) for leaf, value in params["loss3_classifier"].items()}
-    logits = found[0, 0, 0] @ classifier["kernel"][0, 0] + classifier["bias"]
+    kernel, bias = (np.asarray(drawn[f"loss3/classifier.{index}"], np.float64) for index in range(2))
+    logits = found[0, 0, 0] @ kernel.T + bias
     np.testing.assert_allclose(scores[0, 0, 0], logits, rtol=0, atol=1e-5 * np.abs(logits).max())

@@ -1,5 +1,8 @@
 """From a run's folder, or a released file, to label maps of images of any size, and to one class's heat."""
 
+import subprocess
+import sys
+
 import caffemodel_writer as writer
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,9 @@ import pytest
 import tiny
 
 from fcn_jax import config as experiment
-from fcn_jax import models, picture_files, predict, state, visualize, weights
+from fcn_jax import models, picture_files, predict, proposals, state, visualize, weights
 from fcn_jax.checkpoints import Checkpoints
+from fcn_jax.data import images
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, WeightFileError
 from fcn_jax.inputs import NYUD_COLOR_DEPTH_INPUT, VGG_INPUT
 from fcn_jax.labels import DatasetInfo, by_head
@@ -31,17 +35,22 @@ def picture(size, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
 
 
+def write_run(folder, seeds):
+    """A workdir with a checkpoint of random parameters for each seed, the first of them the best."""
+    config = tiny.config()
+    workdir = tiny.claimed(folder, config)
+    model = experiment.make_model(config, 8)
+    saved = [randomly(state.abstract_params(model), seed) for seed in seeds]
+    with Checkpoints(workdir) as checkpoints:
+        for step, params in enumerate(saved, start=1):
+            checkpoints.save(step, state.create(params, optax.sgd(1.0)), 1 / step)
+    return workdir, model, saved
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A workdir with checkpoints 1 (the best) and 2, its net, and their parameters."""
-    config = tiny.config()
-    workdir = tiny.claimed(tmp_path_factory.mktemp("run"), config)
-    model = experiment.make_model(config, 8)
-    saved = [randomly(state.abstract_params(model), seed) for seed in (1, 2)]
-    with Checkpoints(workdir) as checkpoints:
-        for step, (params, score) in enumerate(zip(saved, (0.9, 0.1), strict=True), start=1):
-            checkpoints.save(step, state.create(params, optax.sgd(1.0)), score)
-    return workdir, model, saved
+    return write_run(tmp_path_factory.mktemp("run"), (1, 2))
 
 
 @pytest.mark.parametrize(("checkpoint", "place"), [("best", 0), ("latest", 1), ("2", 1)])
@@ -206,3 +215,33 @@ def test_pictures_are_no_rooms_with_depth(run):
         DataError, match=r"the net takes 4 channels \(BGRD\), a picture has 3: score it on its data set"
     ):
         predictor(picture((4, 4)))
+
+
+@pytest.mark.slow
+def test_boxes_and_an_ensemble(run, tmp_path):
+    """The command gives what `proposals` says of the same boxes, alone and with another net."""
+    image = picture((130, 150))
+    visualize.write_png(tmp_path / "a.png", image)
+    (tmp_path / "a.txt").write_text("0 0 120 125\n20 5 150 130\n")
+    boxes = [(0, 0, 120, 125), (20, 5, 150, 130)]
+    (tmp_path / "second").mkdir()
+    second = write_run(tmp_path / "second", (5,))[0]
+    net, other = (predict.Predictor.from_workdir(workdir) for workdir in (run[0], second))
+    command = [sys.executable, "-m", "fcn_jax.predict", "--workdir", str(run[0]), str(tmp_path / "a.png")]
+
+    def labels(name, *more):
+        done = subprocess.run([*command, "--output", str(tmp_path / name), *more], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return images.read_mask(tmp_path / name / "a.png")
+
+    boxed = labels("alone", "--boxes", str(tmp_path))
+    np.testing.assert_array_equal(boxed, proposals.label(net, image, boxes))
+    both = labels("both", "--boxes", str(tmp_path), "--ensemble", str(second))
+    np.testing.assert_array_equal(both, proposals.label(net, image, boxes, other))
+    assert np.any(both != boxed)
+    for more, message in (
+        (("--ensemble", str(run[0])), "--ensemble adds a net to the one that --boxes shows crops to"),
+        (("--boxes", str(tmp_path), "--ensemble", "voc-fcn8s=none.caffemodel"), "none.caffemodel"),
+    ):
+        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ NUM_CLASSES = {
 
 def described(file: str) -> list[str]:
     """The variants that a config file's own text names, the one without a name first."""
-    text = importlib.import_module(f"configs.{file}").__doc__
+    text = importlib.import_module(f"configs.{file}").__doc__ or ""
     return list(dict.fromkeys(re.findall(rf"--config configs/{file}\.py(?::([\w-]+))?", text)))
 
 

@@ -1,44 +1,164 @@
-"""Checkpoints laid out as torchvision's and torchfcn's, saved by torch: they load without it and give its logits."""
+"""Checkpoints laid out as torchvision's and torchfcn's, saved by torch: they load without it and give what it gives."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from fcn_jax import weights
+from fcn_jax import losses, state, steps, weights
+from fcn_jax.errors import WeightFileError
 from fcn_jax.inputs import FCN_INPUT, IMAGENET_INPUT
 
 FOLDER = Path(__file__).parent / "golden" / "torch_nets"  # made by tools/golden_torch_nets.py
-SIZES = {"vgg16": (224, 224), "fcn8s": (19, 26), "fcn_resnet50": (33, 26)}
+VGGS, RESNETS = ("vgg11", "vgg13", "vgg16", "vgg19"), ("fcn_resnet50", "fcn_resnet101")
+SIZES = {
+    **dict.fromkeys(VGGS, (224, 224)),
+    **{"fcn32s": (37, 30), "fcn16s": (31, 23), "fcn8s": (19, 26), "fcn8s_atonce": (22, 27)},
+    **dict.fromkeys(RESNETS, (33, 26)),
+}
+CLASSES, IMAGES = 4, 2  # of these, and of a training step
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
-def image(height: int, width: int) -> np.ndarray:
-    places = np.arange(height * width * 3).reshape(1, height, width, 3)
+def image(height: int, width: int, count: int = 1) -> np.ndarray:
+    places = np.arange(count * height * width * 3).reshape(count, height, width, 3)
     return (((places * 7919) % 257 - 128) / 64).astype(np.float32)
+
+
+def labels(height: int, width: int, count: int) -> np.ndarray:
+    found = (np.arange(count * height * width) * 7919) % 257 % (CLASSES + 1)
+    return np.where(found == CLASSES, 255, found).reshape(count, height, width).astype(np.uint8)
+
+
+def load(model: str) -> weights.Net:
+    return weights.load_net(FOLDER / f"{model}.pth", model)
 
 
 @pytest.mark.parametrize("model", SIZES)
 def test_logits_are_those_of_torch(model):
-    net = weights.load_net(FOLDER / f"{model}.pth", model)
+    net = load(model)
     logits = jax.jit(net.module.apply)(net.variables, image(*SIZES[model]))
     wanted = np.load(FOLDER / f"{model}.npz")["logits"]
     found = np.moveaxis(np.asarray(logits), -1, 1).reshape(wanted.shape)
     assert np.max(np.abs(found - wanted)) <= 1e-5 * np.max(np.abs(wanted))
-    assert net.input_spec == (FCN_INPUT if model == "fcn8s" else IMAGENET_INPUT)
+    assert net.input_spec == (IMAGENET_INPUT if model in VGGS + RESNETS else FCN_INPUT)
 
 
-def test_the_files_tell_their_nets():
-    assert weights.load_net(FOLDER / "vgg16.pth", "vgg16").module.num_classes == 5
-    fcn = weights.load_net(FOLDER / "fcn8s.pth", "fcn8s").module
-    assert (fcn.num_classes, fcn.padding, set(fcn.upsampling.values())) == (4, "caffe", {"dense"})
-    resnet = weights.load_net(FOLDER / "fcn_resnet50.pth", "fcn_resnet50").module
-    assert (resnet.width, resnet.auxiliary) == (1 / 64, True)
+@pytest.mark.parametrize(
+    ("model", "classes", "form"),
+    [("fcn32s", 2, "dense"), ("fcn16s", 2, "fixed"), ("fcn8s", 4, "dense"), ("fcn8s_atonce", 3, "fixed")],
+)
+def test_torchfcns_files_tell_their_nets(model, classes, form):
+    """Whether they were saved with the bilinear kernels that torchfcn trains with, or others."""
+    module = load(model).module
+    assert (module.num_classes, module.padding, set(module.upsampling.values())) == (classes, "caffe", {form})
 
 
-def test_nothing_of_a_file_is_left_out():
-    blobs = weights.read(FOLDER / "fcn_resnet50.pth")
+@pytest.mark.parametrize("model", VGGS)
+def test_torchvisions_classifiers_tell_their_classes(model):
+    assert load(model).module.num_classes == 5
+
+
+@pytest.mark.parametrize("model", RESNETS)
+def test_torchvisions_fcns_tell_their_nets(model):
+    module = load(model).module
+    assert (module.num_classes, module.width, module.auxiliary) == (CLASSES, 1 / 64, True)
+
+
+def test_the_name_alone_tells_a_net_at_once():
+    """torchfcn scales pools in its code: the file is the same as that of a net of stages, and logits are not."""
+    path = FOLDER / "fcn8s_atonce.pth"
+    at_once, stages = load("fcn8s_atonce"), weights.load_net(path, "fcn8s")
+    assert (at_once.module.pool_scales, stages.module.pool_scales) == ((0.01, 0.0001), (1.0, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, at_once.variables, stages.variables)
+
+
+@pytest.mark.parametrize("model", RESNETS)
+def test_nothing_of_a_file_is_left_out(model):
+    blobs = weights.read(FOLDER / f"{model}.pth")
     counted = [name for name in blobs if not name.endswith("num_batches_tracked")]
     assert len(counted) < len(blobs)
-    report = weights.load_net(FOLDER / "fcn_resnet50.pth", "fcn_resnet50").report
+    report = load(model).report
     assert report.num_loaded == sum(blobs[name].size for name in counted) and not report.unread
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("vgg11_bn", ("a VGG with batch norm, and the nets here have none",) * 2),
+        ("vgg13", ("in the file only: features.2.weight (2×2×3×3)", "features.7.bias (4)")),
+    ],
+)
+def test_other_nets_are_refused_in_one_line(other, told):
+    path = FOLDER / f"{other}.pth"
+    with pytest.raises(WeightFileError) as error:
+        weights.load_net(path, "vgg11")
+    refusals = [str(error.value)]
+    with pytest.raises(WeightFileError) as error:
+        weights.load(path, load("vgg11").variables, "vgg11")
+    refusals.append(str(error.value))
+    assert all(str(path) in text and "\n" not in text for text in refusals)
+    assert all(expected in text for expected, text in zip(told, refusals, strict=True))
+
+
+def training() -> tuple[Any, Any, dict[str, Any], Any]:
+    """A net without dropout, torch's weights in float64, a batch, and the variables that a step of torch's leaves.
+
+    In place of new parameters these are gradients.
+    """
+    module, variables = weights.load_model(FOLDER / "fcn_resnet50.pth", "fcn_resnet50", dropout=0.0, dtype=np.float64)
+    variables = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
+    batch = {
+        "image": image(33, 26, IMAGES).astype(np.float64),
+        "label": labels(33, 26, IMAGES),
+        "index": np.arange(IMAGES, dtype=np.int32),
+    }
+    return module, variables, batch, weights.load(FOLDER / "fcn_resnet50_step.pth", variables, module)
+
+
+def assert_close(found, wanted, tolerance: float) -> None:
+    """Leaf by leaf, relative to each leaf's largest value."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        difference = np.max(np.abs(a - b)) / np.max(np.abs(b))
+        assert a.dtype == np.float64 and difference <= tolerance, f"{jax.tree_util.keystr(path)}: {difference:.1e}"
+
+
+@pytest.mark.slow
+def test_what_training_sees_is_what_torch_sees():
+    """By the statistics of the batch: logits of both heads, their losses, and the running statistics after it."""
+    wanted = np.load(FOLDER / "fcn_resnet50_step.npz")
+    with jax.enable_x64():
+        module, variables, batch, after = training()
+
+        @jax.jit
+        def forward(variables, batch):
+            logits, changed = module.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+            sums = {head: losses.cross_entropy(scores, batch["label"]) for head, scores in logits.items()}
+            return logits, sums, changed["batch_stats"]
+
+        logits, sums, statistics = forward(variables, batch)
+    for head, loss in zip(("out", "aux"), wanted["losses"], strict=True):
+        found = np.moveaxis(np.asarray(logits[head]), -1, 1)
+        assert np.max(np.abs(found - wanted[head])) <= 1e-7 * np.max(np.abs(wanted[head]))  # kept as float32
+        assert float(sums[head][0]) / int(sums[head][1]) == pytest.approx(loss, rel=1e-12)
+    # A tenth of each is new, the variance an unbiased one.
+    assert_close(statistics, after["batch_stats"], 1e-12)
+
+
+@pytest.mark.slow
+def test_what_training_learns_is_what_torch_learns():
+    """The gradient of the loss and half the auxiliary one."""
+    keep = optax.stateless(lambda gradients, params: jax.tree.map(jnp.subtract, gradients, params))
+    with jax.enable_x64():
+        module, variables, batch, wanted = training()
+        step = jax.jit(steps.make_train_step(module, keep, normalization="valid_mean"))
+        after, report = step(state.create(variables["params"], keep, variables["batch_stats"]), batch)
+    loss = np.load(FOLDER / "fcn_resnet50_step.npz")["losses"][0]
+    assert float(report["loss_sum"]) / int(report["pixels"]) == pytest.approx(loss, rel=1e-12)
+    assert_close(after.batch_stats, wanted["batch_stats"], 1e-12)
+    # A batch norm takes away the scale of a single weight before it: of that gradient little is left, and few digits.
+    assert_close(after.params, wanted["params"], 1e-8)

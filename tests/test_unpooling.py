@@ -111,6 +111,19 @@ def test_without_indices(size):
     np.testing.assert_array_equal(corner, np.where(at_corner[None, :, :, None], nearest, 0))
 
 
+@every_size
+def test_gradients_without_indices(size):
+    """What came back to a window: the sum over its cells, or the cell at its corner."""
+    x = with_ties(tuple(-(-n // 2) for n in size))
+    above = np.random.RandomState(1).normal(size=(2, *size, 5)).astype(np.float32)
+    whole = np.zeros((2, *(2 * n for n in x.shape[1:3]), 5), np.float32)
+    whole[:, : size[0], : size[1]] = above
+    windows = whole.reshape(2, x.shape[1], 2, x.shape[2], 2, 5)
+    for function, wanted in ((unpool_nearest, windows.sum(axis=(2, 4))), (unpool_corner, windows[:, :, 0, :, 0])):
+        _, pull = jax.vjp(lambda x, function=function: function(x, size), x)
+        np.testing.assert_allclose(pull(jnp.asarray(above))[0], wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_batches_of_batches_and_float64():
     x: Any = np.stack([with_ties((3, 5), seed=seed) for seed in range(3)])
     pooled, places = jax.vmap(max_pool_with_places)(x)
@@ -133,21 +146,41 @@ def test_neither_scatter_nor_gather():
     assert "scatter" not in text and "gather" not in text
 
 
-def test_two_bits_a_window_live_between_encoder_and_decoder(monkeypatch):
-    """By the compiler's figures of SegNet's inference, beside the common form, which compares features and maxima."""
+def compared(x, features, size):
+    """The common form of unpooling: features equal to their window's maximum are where it came from."""
+    return jnp.where(features == unpool_nearest(max_pool(features), size), unpool_nearest(x, size), 0)
 
-    def temporaries():
-        module = models.create("segnet", 11, width=1 / 8)
-        image = jax.ShapeDtypeStruct((1, 180, 240, 3), jnp.float32)
-        compiled = jax.jit(module.apply).lower(state.abstract_variables(module), image).compile()
-        memory: Any = compiled.memory_analysis()
-        return memory.temp_size_in_bytes
 
-    def compared(x, features, size):
-        return jnp.where(features == unpool_nearest(max_pool(features), size), unpool_nearest(x, size), 0)
+@pytest.fixture
+def by_features(monkeypatch):
+    """SegNet keeps its features, from which the decoder tells places, once this is called."""
 
-    packed = temporaries()
-    monkeypatch.setattr(layers, "max_pool_with_places", lambda x: (max_pool(x), x))
-    monkeypatch.setattr(layers, "unpool", compared)
-    monkeypatch.setattr(layers, "flat_indices", lambda features, channels, width: features)
-    assert packed < 0.92 * temporaries()
+    def switch():
+        monkeypatch.setattr(layers, "max_pool_with_places", lambda x: (max_pool(x), x))
+        monkeypatch.setattr(layers, "unpool", compared)
+        monkeypatch.setattr(layers, "flat_indices", lambda features, channels, width: features)
+
+    return switch
+
+
+def temporaries(width: float, size: tuple[int, int]) -> int:
+    """Bytes that SegNet's inference takes beside its parameters, input and logits, by the compiler."""
+    module = models.create("segnet", 11, width=width)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    compiled = jax.jit(module.apply).lower(state.abstract_variables(module), image).compile()
+    memory: Any = compiled.memory_analysis()
+    return memory.temp_size_in_bytes
+
+
+def test_two_bits_a_window_live_between_encoder_and_decoder(by_features):
+    packed = temporaries(1 / 8, (180, 240))
+    by_features()
+    assert packed < 0.92 * temporaries(1 / 8, (180, 240))
+
+
+@pytest.mark.slow
+def test_what_the_places_save_at_full_size(by_features):
+    """95 MiB against 102: the peak lies at the image's size, where a layer's input and output take 84 of them."""
+    packed = temporaries(1, (360, 480))
+    by_features()
+    assert packed < 100 * 2**20 < temporaries(1, (360, 480))

@@ -124,3 +124,18 @@ def test_every_cell_of_a_larger_image_is_the_net_on_its_window_of_pool5():
             window = np.asarray(taps["pool5"])[0, row : row + 7, column : column + 7]
             wanted = np.maximum(np.einsum("hwi,hwio->o", window, kernel) + bias, 0)
             np.testing.assert_allclose(taps["fc6"][0, row, column], wanted, rtol=1e-4, atol=1e-5)
+
+
+@every_net
+@pytest.mark.parametrize("model", ["fcn32s", "fcn16s", "fcn8s", "segnet"])
+def test_any_of_them_is_the_trunk_of_fcn_and_segnet(name, model):
+    """With its own layers, and an output of the image's size, whatever that is."""
+    module = models.create(model, 3, trunk=name, width=1 / 32)
+    params = state.abstract_params(module)
+    depth = NETS[name][0] - 3
+    encoder = [layer for layer in params if layer.startswith("conv") and not layer.endswith(("_D", "_bn"))]
+    assert len(encoder) == depth
+    if model == "segnet":
+        assert len([layer for layer in params if layer.endswith("_D")]) == depth
+    logits = jax.eval_shape(module.apply, state.abstract_variables(module), jnp.zeros((1, 41, 22, 3)))
+    assert logits.shape == (1, 41, 22, 3)

@@ -13,7 +13,6 @@ unpools by the indices of the pooling that it mirrors, and convolves as often, t
 Nothing but two bits a window passes from the one to the other. The paper's decoders have no ReLU; the release's have.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +28,11 @@ from fcn_jax.ops.grid import IMAGE, Grid
 # caffe-segnet's; the decoder's names end in D, and a batch norm is called like its convolution.
 EPSILON, SHIFT = 1e-9, 0.001
 BAYESIAN = ("pool3", "pool4", "pool5", "conv5_1_D", "conv4_1_D", "conv3_1_D")
-# The one for PASCAL VOC: behind all of them.
-EVERY_BLOCK = ("pool1", "pool2", *BAYESIAN, "conv2_1_D")
+# The one for PASCAL VOC: in each block, the encoder's before its pooling, and once more where the decoder begins.
+EVERY_BLOCK = (
+    *("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3", "pool5"),
+    *("conv5_1_D", "conv4_1_D", "conv3_1_D", "conv2_1_D"),
+)
 
 
 class SegNet(nn.Module):
@@ -87,7 +89,7 @@ class SegNet(nn.Module):
             raise ValueError(f"trunk={self.trunk!r} is none of {', '.join(vgg.NETS)}")
         trunks.check_layers(self, image, self.layer_names())
         variant = vgg.NETS[self.trunk]
-        pools, numbers = RememberedPools(), itertools.count(1)
+        pools, depths = RememberedPools(), enumerate(map(len, vgg.VARIANTS[variant]), start=1)
 
         def layer(name: str, published: int, kernel_size: int, padding: int) -> Normed:
             conv = self._conv(name, channels_of(self, name, published), kernel_size, padding)
@@ -100,8 +102,9 @@ class SegNet(nn.Module):
             return Dropout(self.dropout, name=f"drop_{name}")(x, train=stochastic, example_index=example_index)
 
         def pool(x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
-            x, grid = pools.pool(x, grid)
-            return dropped(f"pool{next(numbers)}", x), grid
+            block, depth = next(depths)
+            x, grid = pools.pool(dropped(f"conv{block}_{depth}", x), grid)
+            return dropped(f"pool{block}", x), grid
 
         blobs = vgg.trunk(layer, image, IMAGE, variant, pool=pool)
         blobs |= pools.masks(blobs)

@@ -3,7 +3,8 @@
 A 2×2 max pooling that also says which cell of its window was largest, and the ways back up. A place is a number of two
 bits, 2·row + column within the window, and four of them are kept in a byte: that is all that lives between an encoder
 and its decoder. No scatter and no gather on either way: both compare places, so that an accelerator runs them at the
-speed of memory, and the gradient of each is the other.
+speed of memory, and the gradient of each is the other. SegNet's inference on an image of 360×480 takes 95 MiB of
+temporaries (CPU, by the compiler) where one that keeps features and compares them takes 102.
 
 Sources: alexgkendall/caffe-segnet (pooling_layer.cpp, upsample_layer.cpp), HyeonwooNoh/caffe (unpooling_layer.cpp).
 """

@@ -118,6 +118,7 @@ def load_net(path: str | os.PathLike[str], model: str, **arguments: Any) -> Net:
     release = _release(model)
     blobs = read(path)
     named = name_blobs(blobs)
+    named.check_origin(str(path))
     prototype = _prototype(model)
     form = _form_of(prototype, model)
     class_layers = prototype.class_layers()

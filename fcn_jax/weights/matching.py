@@ -59,6 +59,7 @@ def match(named: Named, variables: Any, form: NetForm, skip: str | Sequence[str]
 
     Leaves need a shape and a dtype only. Arrays come back as jax arrays of the leaf's dtype; skipped leaves stay.
     """
+    named.check_origin(source)
     if "params" not in variables:
         raise ValueError("variables hold no 'params': give the whole of what the net's init returned")
     blobs = named.blobs
@@ -91,7 +92,7 @@ def match(named: Named, variables: Any, form: NetForm, skip: str | Sequence[str]
         if name not in targets and name not in constants
     ]
     _check_upsampling({name: blob for name, blob in read.items() if name not in targets}, form, faults)
-    _check_scales(read, leaves, form, skipped, faults)
+    _check_scales(read, leaves, form, skipped, faults, named.origin)
     faults.raise_if_any(source, form.name)
 
     report = Report(
@@ -162,8 +163,12 @@ def _check_scales(
     form: NetForm,
     skipped: set[str],
     faults: _Faults,
+    origin: names.Origin,
 ) -> None:
-    """Scores trained on scaled features are wrong on unscaled ones: the file's factors must be the net's."""
+    """Scores trained on scaled features are wrong on unscaled ones: the file's factors must be the net's.
+
+    Files of an origin that has them in its code alone cannot tell: the name of the model does.
+    """
     for pool, factor in form.scales.items():
         name, score = f"scale_{pool}.0", f"score_{pool}"
         if name in blobs:
@@ -174,7 +179,7 @@ def _check_scales(
                 continue
             value = layout.constant(blobs[name])
             stated = "different values" if value is None else f"{value:g}"
-        elif f"{score}.0" in blobs and f"scale_{pool}" not in skipped:
+        elif f"{score}.0" in blobs and f"scale_{pool}" not in skipped and not origin.scales_in_code:
             value, stated = 1.0, "none"
         else:
             continue

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fcn_jax.errors import WeightFileError
 from fcn_jax.inputs import IMAGENET_INPUT, VGG_INPUT, InputSpec
 
 Renamed = dict[str, tuple[str, str]]  # the file's name → layer and leaf
@@ -54,6 +55,8 @@ class Origin:
     rename: Callable[[Sequence[str]], Renamed]  # of all names at once; nothing where they are not of this origin
     channels_last: bool = False  # kernels [k k i o], inner products [i o] that flatten channels last
     input_spec: InputSpec | None = None  # None: not told by the names; the release, or the user, says it
+    refusal: str = ""  # why no net here can take them
+    scales_in_code: bool = False  # what a net multiplies its pools by is no array of the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Named:
     def shown(self, name: str) -> str:
         """A blob as errors show it: with the file's own name where that is another."""
         return f"{name} = {self.file_names[name]}" if name in self.file_names else name
+
+    def check_origin(self, source: str) -> None:
+        """Raises WeightFileError for arrays of a kind of net that there is none of here."""
+        if self.origin.refusal:
+            raise WeightFileError(f"{source}: {self.origin.refusal}")
 
 
 def blob_name(layer: str, leaf: str) -> str:
@@ -178,6 +186,13 @@ def _torchvision_vgg(names: Sequence[str]) -> Renamed:
     return _by_layer(names, layers.get)
 
 
+def _torchvision_vgg_bn(names: Sequence[str]) -> Renamed:
+    """features.1.running_mean …: a batch norm behind each convolution."""
+    return {
+        name: (_bare(name), "kernel") for name in names if re.fullmatch(r"features\.\d+\.running_mean", _bare(name))
+    }
+
+
 def _torch_caffe_names(names: Sequence[str]) -> Renamed:
     """conv1_1.weight: torchfcn and others kept the names of the release."""
     if "conv1_1.weight" not in map(_bare, names):
@@ -259,7 +274,12 @@ CAFFE = Origin("Caffe", _caffe)
 ORIGINS = (
     CAFFE,
     Origin("torchvision (VGG)", _torchvision_vgg, input_spec=IMAGENET_INPUT),
-    Origin("PyTorch with the release's names", _torch_caffe_names),
+    Origin(
+        "torchvision (VGG with batch norm)",
+        _torchvision_vgg_bn,
+        refusal="a VGG with batch norm, and the nets here have none; torchvision's file of the same one without loads",
+    ),
+    Origin("PyTorch with the release's names", _torch_caffe_names, scales_in_code=True),
     Origin("torchvision (FCN on ResNet)", _torchvision_fcn_resnet, input_spec=IMAGENET_INPUT),
     Origin("torchvision (ResNet)", _torchvision_resnet, input_spec=IMAGENET_INPUT),
     Origin("Keras (VGG)", _keras_vgg, channels_last=True, input_spec=VGG_INPUT),

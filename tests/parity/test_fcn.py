@@ -1,6 +1,5 @@
-"""The nets of the FCN release: every blob that Caffe stored, and up-sampling kernels against a scatter loop."""
+"""The nets of the FCN release: every blob that Caffe stored, and weights of classifiers that start an FCN."""
 
-import caffemodel_writer as writer
 import jax
 import numpy as np
 import pytest
@@ -77,60 +76,3 @@ def test_fully_connected_layers_of_a_v1_classifier_become_convolutions(shared):
     assert_close(np.maximum(np.einsum("bhwi,hwio->bo", pool5, kernel) + bias[None], 0), fc6, "fc6")
     kernel, bias = np.asarray(params["fc7"]["kernel"], np.float64), np.asarray(params["fc7"]["bias"])
     assert_close(np.maximum(fc6 @ kernel[0, 0] + bias[None], 0), fc7, "fc7")
-
-
-def scatter(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """Caffe's deconvolution, written as it is defined: `x [b h w i]`, blob `[i o k k]`, or `[c 1 k k]`."""
-    size = kernel.shape[-1]
-    if kernel.shape[1] == 1:
-        kernel = np.einsum("ij,jkl->ijkl", np.eye(len(kernel)), kernel[:, 0])
-    out = np.zeros((len(x), stride * (x.shape[1] - 1) + size, stride * (x.shape[2] - 1) + size, kernel.shape[1]))
-    for row in range(x.shape[1]):
-        for column in range(x.shape[2]):
-            top, left = stride * row, stride * column
-            out[:, top : top + size, left : left + size] += np.einsum("bi,iokl->bklo", x[:, row, column], kernel)
-    return out
-
-
-@pytest.fixture(scope="module")
-def random_net() -> dict[str, np.ndarray]:
-    """The blobs of a narrow FCN-8s with five classes, in Caffe's layouts, without its up-sampling."""
-    module = models.create("fcn8s", 5, width=1 / 32, fc_width=9)
-    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
-    shapes = jax.eval_shape(lambda image: module.init(jax.random.key(0), image), image)
-    rng = np.random.default_rng(0)
-    blobs = {}
-    for layer, leaves in shapes["params"].items():
-        height, width, inputs, outputs = leaves["kernel"].shape
-        deviation = np.sqrt(2 / (height * width * inputs))
-        blobs[f"{layer}.0"] = rng.normal(0, deviation, (outputs, inputs, height, width)).astype(np.float32)
-        blobs[f"{layer}.1"] = rng.normal(0, 0.1, outputs).astype(np.float32)
-    return blobs
-
-
-@pytest.mark.parametrize("inputs", [5, 1], ids=["dense", "grouped"])
-def test_learned_upsampling_of_a_batch_one_pixel_high(tmp_path, random_net, inputs):
-    rng = np.random.default_rng(inputs)
-    kernels = {
-        name: rng.standard_normal((5, inputs, size, size), np.float32)
-        for name, size in (("upscore2", 4), ("upscore_pool4", 4), ("upscore8", 16))
-    }
-    path = tmp_path / "net.caffemodel"
-    path.write_bytes(writer.net(random_net | {f"{name}.0": kernel for name, kernel in kernels.items()}))
-    image = rng.uniform(-100, 100, (2, 1, 33, 3)).astype(np.float32)
-    taps = run(path, "voc-fcn8s", image)
-    cells = {name: np.asarray(tap, np.float64) for name, tap in taps.items()}
-    assert_close(taps["upscore2"], scatter(cells["score_fr"], kernels["upscore2"], 2), "upscore2")
-    assert_close(taps["upscore_pool4"], scatter(cells["fuse_pool4"], kernels["upscore_pool4"], 2), "upscore_pool4")
-    whole = scatter(cells["fuse_pool3"], kernels["upscore8"], 8)
-    assert_close(taps["score"], whole[:, 31:32, 31 : 31 + 33], "score")  # the release's crop
-    # The skips' crops, too, are those of the release.
-    assert_close(
-        cells["fuse_pool4"], cells["upscore2"] + _cut(cells["score_pool4"], 5, cells["upscore2"]), "fuse_pool4"
-    )
-    fused = cells["upscore_pool4"] + _cut(cells["score_pool3"], 9, cells["upscore_pool4"])
-    assert_close(cells["fuse_pool3"], fused, "fuse_pool3")
-
-
-def _cut(x: np.ndarray, offset: int, like: np.ndarray) -> np.ndarray:
-    return x[:, offset : offset + like.shape[1], offset : offset + like.shape[2]]

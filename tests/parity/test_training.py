@@ -111,9 +111,9 @@ def test_the_first_gradient(case, net, training):
     assert len(wanted) >= 10
     for name, gradient in wanted.items():
         difference = np.max(np.abs(found[name] - gradient)) / np.max(np.abs(gradient))
-        assert difference < 1e-4, f"{name}: {difference:.1e}"
+        assert difference < 1e-5, f"{name}: {difference:.1e}"
     norms = dict(zip(optim.parameter_names(params), np.asarray(report["gradient_norms"]), strict=True))
-    assert norms["score_fr/kernel"] == pytest.approx(np.linalg.norm(wanted["score_fr.0"]), rel=1e-4)
+    assert norms["score_fr/kernel"] == pytest.approx(np.linalg.norm(wanted["score_fr.0"]), rel=1e-5)
 
 
 def run(case, net, training, dtype):
