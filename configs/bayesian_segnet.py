@@ -3,7 +3,7 @@
 python train.py --config configs/bayesian_segnet.py                  embedded shapes
 python train.py --config configs/bayesian_segnet.py:camvid           street scenes
 python train.py --config configs/bayesian_segnet.py:camvid-release   60,000 steps, as released
-python train.py --config configs/bayesian_segnet.py:camvid-benchmark the comparison of nets in SegNet's paper
+python train.py --config configs/bayesian_segnet.py:camvid-benchmark the solver of SegNet's comparison of nets
 python train.py --config configs/bayesian_segnet.py:folder           one's own images
 
 Dropout in every block, as in the authors' net for PASCAL VOC: --config.model.name=bayesian_segnet_pascal

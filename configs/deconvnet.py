@@ -22,6 +22,7 @@ from fcn_jax.config import set_input
 from fcn_jax.inputs import DEEPLAB_INPUT
 
 NEW = ("bn*", "*deconv*", "debn*", "seg-*")  # the layers that VGG-16 has not
+RATES = (("*/bias", 2.0), ("*bn*/bias", 1.0))
 
 
 def release(config):
@@ -30,7 +31,7 @@ def release(config):
     config.data.voc.sbd_root = "data/benchmark_RELEASE"
     config.data.augment.update(flip=True, crop=(224, 224))
     config.optim.update(lr=0.01, momentum=0.9, weight_decay=5e-4, accumulate=8, schedule="step")
-    config.optim.lr_multipliers = (("*/bias", 2.0), ("*bn*/bias", 1.0))
+    config.optim.lr_multipliers = RATES
     # Each of the eight parts is divided by its own pixels.
     config.loss.normalization = "part_mean"
     # The release averages over 501 batches of 28; here they are of eight, as in training.
@@ -56,7 +57,8 @@ def windows(config):
 def camvid(config):
     recipes.camvid(config)
     config.init.skip = (*NEW, "fc*")
-    config.data.augment.crop = (224, 224)
+    # Of two images of 224×224 fc6 would have two cells, which tell a batch norm next to nothing.
+    config.data.augment.crop = (320, 320)
     config.model.momentum = 0.97
     config.optim.lr = 1e-3
 
@@ -65,7 +67,8 @@ def camvid_benchmark(config):
     recipes.camvid_benchmark(config)
     config.model.fc_width = 1024
     config.init.skip = (*NEW, "fc*")
-    config.train.update(steps=260_000, statistics_batches=74)
+    config.optim.lr_multipliers = RATES
+    config.train.update(steps=260_000, statistics_batches=recipes.BENCHMARK_STATISTICS)
 
 
 VARIANTS = {

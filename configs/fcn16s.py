@@ -9,7 +9,10 @@ The release's second stages, each from the run of configs/fcn32s.py of the same 
     python train.py --config configs/fcn16s.py:voc2012         65.0 mean IU on seg11valid (release)
     python train.py --config configs/fcn16s.py:siftflow        39.5 mean IU over 30 classes, geometry 94.3 right (paper)
     python train.py --config configs/fcn16s.py:pascal-context  34.8 mean IU over 59 classes (paper)
-    python train.py --config configs/fcn16s.py:cvpr2015        62.4 on seg11valid (CVPR paper); up-sampling is learned
+
+The CVPR paper's second stage, 7,000 steps of 20 images, with its net (`fcn16s_2015`), which learns its up-sampling:
+
+    python train.py --config configs/fcn16s.py:cvpr2015        62.4 mean IU on seg11valid (CVPR paper)
 """
 
 from configs import recipes

@@ -14,7 +14,10 @@ The release's first stages; 100,000 steps each (PASCAL-Context 400,000), scores 
     python train.py --config configs/fcn32s.py:nyud-color-hha  32.8; after nyud-color and nyud-hha, whose nets it joins
     python train.py --config configs/fcn32s.py:siftflow        two heads: semantic and geometric classes
     python train.py --config configs/fcn32s.py:pascal-context  31.8 mean IU over 59 classes
-    python train.py --config configs/fcn32s.py:cvpr2015        59.4 on seg11valid, as trained for the CVPR paper
+
+The CVPR paper's first stage, 20,000 steps of 20 images:
+
+    python train.py --config configs/fcn32s.py:cvpr2015        59.4 mean IU on seg11valid (CVPR paper)
 
 They start from VGG_ILSVRC_16_layers.caffemodel, the authors' 16-layer net.
 """

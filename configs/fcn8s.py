@@ -1,6 +1,6 @@
 """FCN-8s: pool4's and pool3's scores added, up-sampled by 8.
 
-    python train.py --config configs/fcn8s.py                  embedded shapes; 2 to 5 minutes on 2 cores, 86.6 mean IU
+    python train.py --config configs/fcn8s.py                  embedded shapes; minutes on two cores, 86.6 mean IU
     python train.py --config configs/fcn8s.py:camvid           street scenes; 44 minutes on two cores, 69.9 mean IU
     python train.py --config configs/fcn8s.py:folder           one's own images
 
@@ -10,7 +10,10 @@ The release's third stages, each from the run of configs/fcn16s.py of the same n
     python train.py --config configs/fcn8s.py:voc2012          65.5 mean IU on seg11valid (release)
     python train.py --config configs/fcn8s.py:siftflow         two heads: semantic and geometric classes
     python train.py --config configs/fcn8s.py:pascal-context   35.1 mean IU over 59 classes (paper)
-    python train.py --config configs/fcn8s.py:cvpr2015         62.7 on seg11valid (CVPR paper); up-sampling is learned
+
+The CVPR paper's third stage, 7,000 steps of 20 images, with its net (`fcn8s_2015`), which learns its up-sampling:
+
+    python train.py --config configs/fcn8s.py:cvpr2015         62.7 mean IU on seg11valid (CVPR paper)
 """
 
 from configs import recipes
@@ -18,6 +21,9 @@ from configs import recipes
 
 def get_config(variant="shapes"):
     config = recipes.start("fcn8s", variant, recipes.STAGES)
+    if variant == "shapes":
+        config.optim.lr = 5e-3
+        config.train.update(steps=1200, checkpoint_every=200)
     if variant in ("voc2012", "siftflow", "pascal-context"):
         recipes.stage(config, f"runs/fcn16s-{variant}", lr=1e-12 if variant == "siftflow" else 1e-14)
     if variant == "cvpr2015":

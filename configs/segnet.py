@@ -26,7 +26,8 @@ def get_config(variant="shapes"):
         config.init.skip += ("fc*",)
     if variant == "camvid-benchmark":
         set_input(config, SEGNET_INPUT)
-        config.train.statistics_batches = 74
+        config.optim.lr_multipliers = (("*/bias", 2.0), ("*_bn/bias", 1.0))
+        config.train.statistics_batches = recipes.BENCHMARK_STATISTICS
     if variant == "camvid":
         config.model.momentum = 0.97
         config.data.augment.update(scale=(0.5, 1.0), crop=(160, 224))

@@ -206,11 +206,17 @@ def from_flags(
     return Predictor.from_weights(weight_file, release, samples)  # pyright: ignore[reportArgumentType]
 
 
-def _ensemble_member(text: str, checkpoint: str, first: Predictor) -> Predictor:
-    """The net that `--ensemble` names, which must know the same classes as the first."""
+def _ensemble_member(text: str, first: Predictor) -> Predictor:
+    """The net that `--ensemble` names, of a run its best, which must know the same classes as the first."""
     release, equals, file = text.partition("=")
-    other = from_flags(None, checkpoint, file, release) if equals else from_flags(text, checkpoint, None, None)
-    if class_counts(other.info) != class_counts(first.info) or other.is_classifier:
+    if Path(text).expanduser().is_dir():
+        other = Predictor.from_workdir(text)
+    elif equals:
+        other = Predictor.from_weights(file, release)
+    else:
+        raise ConfigError(f"--ensemble {text} is neither the folder of a run nor RELEASE=FILE")
+    known, wanted = ({head: info.class_names for head, info in by_head(net.info).items()} for net in (other, first))
+    if known != wanted or other.is_classifier:
         raise ConfigError(f"--ensemble: {other.origin} does not label with the classes of {first.origin}")
     print(f"with {other.origin}")
     return other
@@ -252,7 +258,7 @@ def main(arguments: Sequence[str]) -> int:
     elif values.boxes is not None:
         if len(by_head(predictor.info)) > 1 or predictor.is_classifier:
             raise ConfigError(f"--boxes are for nets with one head that label pixels; {predictor.origin} is none")
-        other = None if values.ensemble is None else _ensemble_member(values.ensemble, values.checkpoint, predictor)
+        other = None if values.ensemble is None else _ensemble_member(values.ensemble, predictor)
         folder = Path(values.boxes).expanduser()
         boxes = {path: read_boxes(folder / f"{path.stem}.txt") for path in paths}
         failures = picture_files.write_labels(
@@ -274,5 +280,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("output", "predictions", "The folder to write into.")
     flags.DEFINE_string("heatmap", None, "Paint this class's probability: its name, one of its names, or its number.")
     flags.DEFINE_string("boxes", None, "Score the boxes that <stem>.txt in this folder lists, not whole images.")
-    flags.DEFINE_string("ensemble", None, "Another net beside the boxes: a run's workdir, or RELEASE=FILE.")
+    flags.DEFINE_string("ensemble", None, "Another net beside the boxes: a run's workdir (its best), or RELEASE=FILE.")
     command_line.run(main)

@@ -159,7 +159,8 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             spec,
                             mesh,
                             mode,
-                            batch_size=config.data.batch_size,
+                            # As many at a time as a training step holds, which is what memory is known to do for.
+                            batch_size=config.data.batch_size // config.optim.accumulate,
                             threads=config.data.threads,
                             stop=lambda: asked(preemption.asked),
                         )

@@ -132,8 +132,8 @@ def crop(x, like, *, offset):
     return x[:, :, offset : offset + like.shape[2], offset : offset + like.shape[3]]
 
 
-def eltwise(*parts, coeff=None):
-    return sum(factor * part for factor, part in zip(coeff or [1] * len(parts), parts, strict=True))
+def eltwise(*parts):
+    return sum(parts)
 
 
 def softmax(x):
@@ -242,7 +242,8 @@ def vgg_trunk(column="D", *, first_pad=1, norm="", masks=False, hole5=1, pools=(
             hole, place = hole5 if block == 5 else 1, f"{block}_{number}"
             pad = first_pad if place == "1_1" else hole * (size // 2)
             net.conv(f"conv{place}", width, size, norm=norm.format(place), pad=pad, dilation=hole)
-            if column == "A-LRN" and place == "1_1":  # Krizhevsky's constants, who divides by no number of channels
+            if column == "A-LRN" and place == "1_1":
+                # Krizhevsky's alpha of 1e-4 is not divided by the five channels, Caffe's is.
                 net.add("LRN", "norm1", local_size=5, alpha=5 * 1e-4, beta=0.75, k=2)
         net.add("Pooling", f"pool{block}", tops=(f"pool{block}", *([f"pool{block}_mask"] if masks else [])), **pool)
     return net
@@ -256,7 +257,7 @@ def alexnet_trunk(order, first_pad=0):
         net.conv(f"conv{number}", width, size, pad=pad, stride=stride, group=group)
         for kind in {1: order, 2: order, 5: ("pool",)}.get(number, ()):
             if kind == "pool":
-                net.add("Pooling", f"pool{number}", pool="MAX", kernel_size=3, stride=2)
+                net.add("Pooling", f"pool{number}", kernel_size=3, stride=2)
             else:
                 net.add("LRN", f"norm{number}", local_size=5, alpha=0.0001, beta=0.75)
     return net
@@ -320,7 +321,7 @@ def googlenet():
         parts = [f"{name}/{part}" for part in ("1x1", "3x3", "5x5", "pool_proj")]
         below = net.add("Concat", f"{name}/output", *parts)
         if module in ("3b", "4e"):
-            below = net.add("Pooling", f"pool{int(module[0])}/3x3_s2", kernel_size=3, stride=2)
+            below = net.add("Pooling", f"pool{module[0]}/3x3_s2", kernel_size=3, stride=2)
     net.add("Pooling", "pool5/7x7_s1", pool="AVE", kernel_size=7, stride=1)
     net.add("InnerProduct", "loss3/classifier", num_output=1000)
     net.add("Softmax", "prob")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import caffemodel_writer as writer
 import jax
@@ -19,6 +20,7 @@ from fcn_jax.errors import CheckpointError, ConfigError, DataError, WeightFileEr
 from fcn_jax.inputs import NYUD_COLOR_DEPTH_INPUT, VGG_INPUT
 from fcn_jax.labels import DatasetInfo, by_head
 
+ROOT = Path(__file__).parents[1]
 SIZES = [(1, 1), (7, 200), (33, 47)]
 INFO = DatasetInfo("halves", ("dark", "bright"), ((10, 20, 30), (200, 210, 220)))
 pytestmark = pytest.mark.usefixtures("fast_compilation")
@@ -230,7 +232,9 @@ def test_boxes_and_an_ensemble(run, tmp_path):
     command = [sys.executable, "-m", "fcn_jax.predict", "--workdir", str(run[0]), str(tmp_path / "a.png")]
 
     def labels(name, *more):
-        done = subprocess.run([*command, "--output", str(tmp_path / name), *more], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / name), *more], cwd=ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return images.read_mask(tmp_path / name / "a.png")
 
@@ -242,6 +246,7 @@ def test_boxes_and_an_ensemble(run, tmp_path):
     for more, message in (
         (("--ensemble", str(run[0])), "--ensemble adds a net to the one that --boxes shows crops to"),
         (("--boxes", str(tmp_path), "--ensemble", "voc-fcn8s=none.caffemodel"), "none.caffemodel"),
+        (("--boxes", str(tmp_path), "--ensemble", "nowhere"), "nowhere is neither the folder of a run nor RELEASE="),
     ):
-        done = subprocess.run([*command, *more], capture_output=True, text=True)
+        done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

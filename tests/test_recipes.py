@@ -11,6 +11,7 @@ import pytest
 from fcn_jax import config as experiment
 from fcn_jax import models, optim
 from fcn_jax.errors import ConfigError
+from fcn_jax.weights import names as weight_names
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "recipes")
@@ -18,6 +19,14 @@ NUM_CLASSES = {
     **{"shapes": 8, "folder": 3, "camvid": 11, "voc2012": 21, "nyud": 40, "pascal_context": 60},
     "siftflow": {"sem": 33, "geo": 3},
 }
+# Nets that are not called like their config file.
+NETS = {
+    ("fcn16s", "cvpr2015"): "fcn16s_2015",
+    ("fcn8s", "cvpr2015"): "fcn8s_2015",
+    ("deeplab_largefov", "voc2012-msc"): "deeplab_msc",
+}
+# Layers of classifiers' files that the nets do not have.
+IN_FILES = ("fc6", "fc7", "fc8", "backbone.fc", "loss1_conv", "score_fr")
 
 
 def described(file: str) -> list[str]:
@@ -41,12 +50,18 @@ def test_a_config_file_describes_each_of_its_variants(file):
 def test_every_experiment_is_sound(file, variant):
     config = importlib.import_module(f"configs.{file}").get_config(variant)
     experiment.validate(config)
+    assert config.name.startswith(file.replace("fcn_resnet", "fcn_resnet50"))
     assert config.name.endswith(variant) or variant == "shapes"
+    assert config.model.name == NETS.get((file, variant), config.name.removesuffix(f"-{variant}"))
     assert variant.startswith(config.data.name.replace("_", "-")) or variant in ("fixed", "cvpr2015")
     module = experiment.make_model(config, NUM_CLASSES[config.data.name])
     image = jnp.zeros((1, 32, 32, len(experiment.input_spec(config).order)))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), image))
     optim.make_optimizer(config.optim, config.train.steps, variables["params"])
+    assert "batch_stats" in variables or not config.train.statistics_batches
+    for pattern in config.init.skip:
+        layers = (*variables["params"], *IN_FILES)
+        assert any(weight_names.matches(layer, pattern) for layer in layers), pattern
 
 
 def test_no_two_experiments_share_a_workdir():
@@ -59,6 +74,7 @@ def test_no_two_experiments_share_a_workdir():
 
 
 def test_every_net_has_an_experiment_or_is_named_in_one():
-    texts = "\n".join((FOLDER / f"{file}.py").read_text() for file in FILES)
+    words = set(re.findall(r"\w+", "\n".join((FOLDER / f"{file}.py").read_text() for file in FILES)))
     for name in models.SEGMENTATION:
-        assert name in texts or name.removeprefix("segnet_basic") in texts, name
+        short = name.removeprefix("segnet_basic") if name.startswith("segnet_basic_") else name
+        assert name in words or short in words, name

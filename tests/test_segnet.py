@@ -1,12 +1,14 @@
 """SegNet's dropout: behind which blobs, in the tutorial's net and in the one for PASCAL VOC."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import filled
 
-from fcn_jax import models, weights
+from fcn_jax import models, state, weights
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 # By the prototxts: dropout right behind a blob, or before the pooling that gives it.
@@ -34,10 +36,18 @@ def test_behind_which_blobs_dropout_is_applied(name):
         return {blob: jnp.mean(x != 0) for blob, x in taps.items() if blob.startswith(("pool", "conv"))}
 
     shares = kept(variables, jax.random.key(0))
-    pools = {f"pool{block}" for block in range(1, 6)}
     behind, before = RELEASES[name]
-    assert {blob for blob in pools | {f"conv{block}_1_D" for block in range(2, 6)} if shares[blob] < 0.11} == behind
-    assert {blob for blob in pools if 0.11 < shares[blob] < 0.35} == before
+    blobs = {blob for blob in shares if re.fullmatch(r"pool\d|conv\d_\d(_D)?", blob)}
+    assert {blob for blob in blobs if shares[blob] < 0.11} == behind
+    assert {blob for blob in blobs if blob.startswith("pool") and 0.11 < shares[blob] < 0.35} == before
+    # The net for PASCAL has both at pool5.
+    assert (shares["pool5"] < 0.05) == (name == "bayesian-segnet-pascal")
+
+
+def test_dropout_where_there_is_no_such_blob():
+    module = models.create("segnet", 3, width=1 / 32, trunk="vgg11", dropout_after=("pool3", "conv3_3"))
+    with pytest.raises(ValueError, match="dropout_after names conv3_3: on vgg11 it is one of conv1_1, conv2_1"):
+        state.abstract_variables(module)
 
 
 def test_without_samples_there_is_no_dropout():

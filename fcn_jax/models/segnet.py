@@ -96,7 +96,10 @@ class SegNet(nn.Module):
             norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=f"{name}_bn")
             return Normed(conv, norm, train)
 
+        reached = set()
+
         def dropped(name: str, x: jax.Array) -> jax.Array:
+            reached.add(name)
             if name not in self.dropout_after:
                 return x
             return Dropout(self.dropout, name=f"drop_{name}")(x, train=stochastic, example_index=example_index)
@@ -120,6 +123,11 @@ class SegNet(nn.Module):
                 module = layer(name, published, kernel, kernel // 2)
                 x, grid = nn.relu(module(x)), module.grid(grid)
                 x, grid = blobs[name] = dropped(name, x), grid
+        if missed := set(self.dropout_after) - reached:
+            raise ValueError(
+                f"dropout_after names {', '.join(sorted(missed))}: on {self.trunk} it is one of "
+                f"{', '.join(sorted(reached))}"
+            )
         module = self._conv(self.classifier, self.num_classes, 3, 1)
         x = module(x)
         x = x.astype(np.promote_types(x.dtype, np.float32))

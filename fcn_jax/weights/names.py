@@ -277,7 +277,7 @@ ORIGINS = (
     Origin(
         "torchvision (VGG with batch norm)",
         _torchvision_vgg_bn,
-        refusal="a VGG with batch norm, and the nets here have none; torchvision's file of the same one without loads",
+        refusal="torchvision's VGG with batch norm, which no net here takes; its file of the same VGG without it loads",
     ),
     Origin("PyTorch with the release's names", _torch_caffe_names, scales_in_code=True),
     Origin("torchvision (FCN on ResNet)", _torchvision_fcn_resnet, input_spec=IMAGENET_INPUT),
