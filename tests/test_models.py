@@ -425,6 +425,7 @@ def test_dropout_belongs_to_the_example():
     assert not np.array_equal(drop(x, seed=1), whole)
 
 
+@pytest.mark.slow
 def test_dropout_in_the_net():
     """In training alone, under both fc6 and fc7 with masks of their own, and the same for any split of the batch."""
     module = CASES[1].narrow(fc_width=64)

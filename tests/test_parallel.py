@@ -114,6 +114,7 @@ class TestTwentySteps:
         assert_close(found_report, wanted_report, 1e-6)  # norms are reported in float32
 
 
+@pytest.mark.slow
 class TestBatchNorm:
     """In float64, a net whose statistics are of the whole batch wherever its images lie."""
 

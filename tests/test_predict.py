@@ -150,6 +150,7 @@ def classifier():
     return predict.Predictor(module, variables, VGG_INPUT, info, "a classifier"), module, variables
 
 
+@pytest.mark.slow
 def test_a_classifiers_map_lies_where_its_cells_look(classifier):
     predictor, module, variables = classifier
     image = picture((230, 262))

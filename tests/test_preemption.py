@@ -62,6 +62,7 @@ def test_after_a_step(monkeypatch, uninterrupted, tmp_path, capsys):
     assert_goes_on(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
     """It is broken off, and its step is saved without a score; the last one's is not, as that would end the run."""
     with monkeypatch.context() as patch:

@@ -22,7 +22,7 @@ RELEASES = {
 }
 
 
-@pytest.mark.parametrize("name", RELEASES)
+@pytest.mark.parametrize("name", [pytest.param("bayesian-segnet", marks=pytest.mark.slow), "bayesian-segnet-pascal"])
 def test_behind_which_blobs_dropout_is_applied(name):
     """At a rate of 0.9 a tenth is left of each, or that of four in each window."""
     release = weights.RELEASES[name]

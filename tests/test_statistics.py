@@ -9,6 +9,7 @@ from fcn_jax import models, state, statistics
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
+@pytest.mark.slow
 def test_is_the_mean_of_the_batches():
     model = models.create("bayesian_segnet_basic", 3, width=1 / 16)
     variables = state.init_variables(model, 0)
