@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from cases import fill
+from conftest import GOLDEN
 
 from fcn_jax import models, state, weights
 from fcn_jax.errors import ConfigError, WeightFileError
@@ -39,6 +40,24 @@ def test_inspect_says_what_does_not_fit(file, capsys):
     printed = capsys.readouterr().out
     assert "conv1_1.0" in printed
     assert printed.splitlines()[-1].startswith("does not load as fcn8s: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "line", "last"),
+    [
+        ("fcn_resnet50", "fcn_resnet50", "backbone.bn1.running_mean", "parameters from"),
+        ("vgg11_bn", "vgg11", "features.1.running_mean", "does not load as vgg11: "),
+    ],
+)
+def test_inspect_a_torch_file_with_batch_norm(name, model, line, last, capsys):
+    """Its counters of batches are listed, and go nowhere."""
+    path = str(GOLDEN / "torch_nets" / f"{name}.pth")
+    command.inspect(path, model)
+    printed = capsys.readouterr().out.splitlines()
+    assert any(text.split()[0] == line and "→" in text for text in printed)
+    counters = [text for text in printed if "num_batches_tracked" in text.split()[0]]
+    assert counters and not any("→" in text for text in counters)
+    assert last in printed[-1]
 
 
 def test_inspect_as_a_start(tmp_path, capsys):

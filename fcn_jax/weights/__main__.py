@@ -43,7 +43,8 @@ def inspect(path: str, model: str | None, skip: Sequence[str] = ()) -> int:
     width = max(map(len, blobs))
     print(f"{path}: {kind}, {len(blobs)} arrays, {sum(blob.size for blob in blobs.values()):,} values")
     for name, blob in blobs.items():
-        place = targets.get(places[name], places[name])
+        place = places.get(name, name)  # counters of the training alone have none
+        place = targets.get(place, place)
         print(f"  {name:<{width}}  {describe(blob.shape):<16} {blob.dtype}{f'  → {place}' if place != name else ''}")
     spec = weights.expected_input(blobs, model or "")
     told = f"names as {named.origin.name} gives them; " if named.file_names else ""
