@@ -68,7 +68,7 @@ def camvid_benchmark(config):
     config.model.fc_width = 1024
     config.init.skip = (*NEW, "fc*")
     config.optim.lr_multipliers = RATES
-    config.train.update(steps=260_000, statistics_batches=recipes.BENCHMARK_STATISTICS)
+    config.train.update(steps=260_000, statistics_batches=recipes.statistics_batches(5))
 
 
 VARIANTS = {

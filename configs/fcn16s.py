@@ -23,7 +23,5 @@ def get_config(variant="shapes"):
     if variant in ("voc2012", "siftflow", "pascal-context"):
         recipes.stage(config, f"runs/fcn32s-{variant}", lr=1e-12)
     if variant == "cvpr2015":
-        config.model.name = "fcn16s_2015"
-        recipes.stage(config, "runs/fcn32s-cvpr2015", lr=1e-6)
-        config.train.steps = 7000
+        recipes.cvpr2015_stage(config, "fcn16s_2015", before="fcn32s", lr=1e-6)
     return config

@@ -27,7 +27,5 @@ def get_config(variant="shapes"):
     if variant in ("voc2012", "siftflow", "pascal-context"):
         recipes.stage(config, f"runs/fcn16s-{variant}", lr=1e-12 if variant == "siftflow" else 1e-14)
     if variant == "cvpr2015":
-        config.model.name = "fcn8s_2015"
-        recipes.stage(config, "runs/fcn16s-cvpr2015", lr=1e-8)
-        config.train.steps = 7000
+        recipes.cvpr2015_stage(config, "fcn8s_2015", before="fcn16s", lr=1e-8)
     return config

@@ -22,9 +22,7 @@ def get_config(variant="shapes"):
     if variant == "camvid":
         config.optim.frozen = ("conv1", "conv2")
     if variant == "voc2012":
-        config.data.batch_size = 20
-        config.loss.normalization = "part_mean"
-        config.optim.update(lr=1e-4, momentum=0.9, accumulate=20)
+        recipes.twenty_images(config, lr=1e-4, normalization="part_mean")
         # The prototxt sets multipliers for the new layer only.
         config.optim.update(lr_multipliers=(("score_fr/bias", 2.0),), decay_multipliers=(("score_fr/bias", 0.0),))
     return config

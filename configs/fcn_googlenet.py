@@ -26,7 +26,5 @@ def get_config(variant="shapes"):
     if variant == "camvid":
         config.optim.frozen = ("conv1_*", "conv2_*")
     if variant == "voc2012":
-        config.data.batch_size = 20
-        config.loss.normalization = "valid_mean"
-        config.optim.update(lr=5e-5, momentum=0.9, accumulate=20)
+        recipes.twenty_images(config, lr=5e-5)
     return config

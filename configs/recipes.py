@@ -89,16 +89,28 @@ def voc2012(config: experiment.Config) -> None:
     config.data.voc.sbd_root = "data/benchmark_RELEASE"
 
 
-def cvpr2015(config: experiment.Config) -> None:
-    """The solver of the CVPR paper: 20 images a step, one after another, at a rate for the mean over their pixels.
+def twenty_images(config: experiment.Config, lr: float, normalization: str = "valid_mean") -> None:
+    """20 images a step, as in the CVPR paper: one after another, at a rate for the mean over their pixels."""
+    config.data.batch_size = 20
+    config.loss.normalization = normalization
+    config.optim.update(lr=lr, momentum=0.9, accumulate=20)
 
-    The paper gives days, not steps; 20,000 for the first stage are about the three days that it took.
+
+def cvpr2015(config: experiment.Config) -> None:
+    """The solver of the CVPR paper.
+
+    It gives days, not steps; 20,000 for the first stage are about the three days that it took.
     """
     voc2012(config)
-    config.data.batch_size = 20
-    config.loss.normalization = "valid_mean"
-    config.optim.update(lr=1e-4, momentum=0.9, accumulate=20)
+    twenty_images(config, lr=1e-4)
     config.train.update(steps=20_000, eval_every=1000, checkpoint_every=200)
+
+
+def cvpr2015_stage(config: experiment.Config, model: str, before: str, lr: float) -> None:
+    """A stage after the first, of a net that learns its up-sampling; it took about a day."""
+    config.model.name = model
+    stage(config, f"runs/{before}-cvpr2015", lr)
+    config.train.steps = 7000
 
 
 def nyud(config: experiment.Config, modality: str, spec: InputSpec) -> None:
@@ -137,31 +149,39 @@ def folder(config: experiment.Config) -> None:
     config.train.update(steps=5000, eval_every=500, checkpoint_every=250, log_every=20)
 
 
-def camvid_release(config: experiment.Config) -> None:
-    """SegNet's solver: whole images, 480×360, as bytes; weighted classes, and statistics of the training set."""
-    set_input(config, SEGNET_INPUT)
+def camvid_whole(config: experiment.Config, batch_size: int, steps: int) -> None:
+    """The solver of SegNet's authors: whole images, 480×360, at one rate, from ImageNet's VGG-16."""
     config.init.weights = "weights/VGG_ILSVRC_16_layers.caffemodel"
-    config.data.update(name="camvid", root="data/camvid", batch_size=4)
-    config.loss.class_weights = "camvid-released"
+    config.data.update(name="camvid", root="data/camvid", batch_size=batch_size)
     config.optim.update(lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    config.train.update(steps=steps, eval_every=1000, checkpoint_every=500, log_every=20)
+
+
+def statistics_batches(batch_size: int) -> int:
+    """Over how many batches of CamVid's 367 training images their script computes batch norm's statistics."""
+    return 367 // batch_size + 367 % batch_size
+
+
+def segnet(config: experiment.Config) -> None:
+    """What is SegNet's alone in that solver: bytes are seen, and batch norm is as released."""
+    set_input(config, SEGNET_INPUT)
     config.optim.lr_multipliers = (("*/bias", 2.0), ("*_bn/bias", 1.0))
-    # The authors' script runs N // b + N % b batches of b of the N = 367 images.
-    config.train.update(steps=40_000, eval_every=1000, checkpoint_every=500, log_every=20, statistics_batches=94)
+    config.train.statistics_batches = statistics_batches(config.data.batch_size)
 
 
-# As in camvid_release: 367 // 5 + 367 % 5 batches.
-BENCHMARK_STATISTICS = 75
+def camvid_release(config: experiment.Config) -> None:
+    """SegNet as released: four images a step, weighted classes, and statistics of the training set."""
+    camvid_whole(config, batch_size=4, steps=40_000)
+    segnet(config)
+    config.loss.class_weights = "camvid-released"
 
 
 def camvid_benchmark(config: experiment.Config) -> None:
-    """How SegNet's paper (section 4) compares nets: five whole images a step, at one rate, classes not weighted.
+    """How SegNet's paper (section 4) compares nets: five images a step, classes not weighted.
 
     The paper trains on 3,433 images, most of which were never published.
     """
-    config.init.weights = "weights/VGG_ILSVRC_16_layers.caffemodel"
-    config.data.update(name="camvid", root="data/camvid", batch_size=5)
-    config.optim.update(lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    config.train.update(steps=140_000, eval_every=1000, checkpoint_every=500, log_every=20)
+    camvid_whole(config, batch_size=5, steps=140_000)
 
 
 VARIANTS = {

@@ -14,8 +14,6 @@ of its training set are computed at the end.
 """
 
 from configs import recipes
-from fcn_jax.config import set_input
-from fcn_jax.inputs import SEGNET_INPUT
 
 
 def get_config(variant="shapes"):
@@ -25,9 +23,7 @@ def get_config(variant="shapes"):
     if variant in ("camvid-release", "camvid-benchmark"):
         config.init.skip += ("fc*",)
     if variant == "camvid-benchmark":
-        set_input(config, SEGNET_INPUT)
-        config.optim.lr_multipliers = (("*/bias", 2.0), ("*_bn/bias", 1.0))
-        config.train.statistics_batches = recipes.BENCHMARK_STATISTICS
+        recipes.segnet(config)
     if variant == "camvid":
         config.model.momentum = 0.97
         config.data.augment.update(scale=(0.5, 1.0), crop=(160, 224))

@@ -25,5 +25,5 @@ def get_config(variant="shapes"):
     if variant == "camvid-release":
         config.optim.lr = 0.1
         config.data.batch_size = 12
-        config.train.update(steps=10_000, statistics_batches=37)
+        config.train.update(steps=10_000, statistics_batches=recipes.statistics_batches(12))
     return config

@@ -105,8 +105,8 @@ def pooling(x, *, kernel_size, stride=1, pad=0, pool="MAX"):
     return windows.max(axis=-1), (starts[0][:, None] + row) * x.shape[3] + starts[1] + column
 
 
-def upsample(x, mask, *, scale=2, upsample_h=None, upsample_w=None):
-    height, width = upsample_h or scale * x.shape[2], upsample_w or scale * x.shape[3]
+def upsample(x, mask, *, upsample_h=None, upsample_w=None):
+    height, width = upsample_h or 2 * x.shape[2], upsample_w or 2 * x.shape[3]
     y = np.zeros((*x.shape[:2], height * width))
     np.put_along_axis(y, mask.reshape(*x.shape[:2], -1), x.reshape(*x.shape[:2], -1), axis=-1)
     return y.reshape(*x.shape[:2], height, width)
@@ -167,13 +167,13 @@ def run(net: Net, inputs: Mapping[str, np.ndarray], weights: Mapping[str, np.nda
     return blobs
 
 
-def draw(net: Net, inputs: Mapping[str, np.ndarray], widths: Mapping[int, int], seed: int = 0) -> tuple[Blobs, Blobs]:
+def draw(net: Net, inputs: Mapping[str, np.ndarray], widths: Mapping[int, int]) -> tuple[Blobs, Blobs]:
     """Random float32 weights for a narrow version of a net, and all blobs by them.
 
     `widths` gives narrow channel counts for published ones. Layers with `lr_mult=0` hold what the releases froze:
     bilinear kernels.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     blobs, weights = {name: np.asarray(blob, np.float64) for name, blob in inputs.items()}, {}
     for layer in net:
         outputs = layer.options.get("num_output", 0)

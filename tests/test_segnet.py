@@ -50,6 +50,12 @@ def test_dropout_where_there_is_no_such_blob():
         state.abstract_variables(module)
 
 
+def test_dropout_where_a_decoder_has_no_such_blob():
+    module = models.create("segnet_basic_bilinear", 3, width=1 / 8, dropout_after=("pool3", "conv_decode4"))
+    with pytest.raises(ValueError, match="dropout_after names conv_decode4: on bilinear it is one of pool1, pool2"):
+        state.abstract_variables(module)
+
+
 def test_without_samples_there_is_no_dropout():
     module = models.create("bayesian_segnet", 3, width=1 / 32, dropout=0.99)
     plain = models.create("segnet", 3, width=1 / 32)

@@ -40,9 +40,9 @@ LAST = {32: ("upscore", 19), 16: ("upscore16", 27), 8: ("upscore8", 31)}  # and 
 SKIPS = {"pool4": ("upscore2", 5), "pool3": ("upscore_pool4", 9)}  # what is up-sampled to it, and where it is cropped
 
 
-def image(height: int, width: int, count: int = 1, channels: int = 3) -> np.ndarray:
+def image(height: int, width: int, count: int = 1) -> np.ndarray:
     """Input blobs `[n h w c]` that wobble between −2 and 2."""
-    places = np.arange(count * height * width * channels).reshape(count, height, width, channels)
+    places = np.arange(count * height * width * 3).reshape(count, height, width, 3)
     return ((places * 7919) % 257 - 128) / 64
 
 

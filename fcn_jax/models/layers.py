@@ -267,3 +267,27 @@ class Dropout(nn.Module):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_index)
         keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+class DropoutSites:
+    """Dropout behind those of a net's blobs that its `dropout_after` names, each called by its name as it is made."""
+
+    def __init__(self, net: Any, stochastic: bool, example_index: jax.Array | None):
+        self._net, self._stochastic, self._example_index = net, stochastic, example_index
+        self._passed: set[str] = set()
+
+    def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        """The blob as it goes on."""
+        self._passed.add(name)
+        if name not in self._net.dropout_after:
+            return x
+        dropout = Dropout(self._net.dropout, name=f"drop_{name}")
+        return dropout(x, train=self._stochastic, example_index=self._example_index)
+
+    def check(self, where: str) -> None:
+        """Raises ValueError, once all blobs have passed, for a name that was none of them."""
+        if missed := set(self._net.dropout_after) - self._passed:
+            raise ValueError(
+                f"dropout_after names {', '.join(sorted(missed))}: on {where} it is one of "
+                f"{', '.join(sorted(self._passed))}"
+            )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.models import trunks, vgg
-from fcn_jax.models.layers import BatchNorm, Conv, Dropout, Normed, RememberedPools, channels_of
+from fcn_jax.models.layers import BatchNorm, Conv, DropoutSites, Normed, RememberedPools, channels_of
 from fcn_jax.ops.grid import IMAGE, Grid
 
 # caffe-segnet's; the decoder's names end in D, and a batch norm is called like its convolution.
@@ -89,20 +89,13 @@ class SegNet(nn.Module):
             raise ValueError(f"trunk={self.trunk!r} is none of {', '.join(vgg.NETS)}")
         trunks.check_layers(self, image, self.layer_names())
         variant = vgg.NETS[self.trunk]
+        dropped = DropoutSites(self, stochastic, example_index)
         pools, depths = RememberedPools(), enumerate(map(len, vgg.VARIANTS[variant]), start=1)
 
         def layer(name: str, published: int, kernel_size: int, padding: int) -> Normed:
             conv = self._conv(name, channels_of(self, name, published), kernel_size, padding)
             norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=f"{name}_bn")
             return Normed(conv, norm, train)
-
-        reached = set()
-
-        def dropped(name: str, x: jax.Array) -> jax.Array:
-            reached.add(name)
-            if name not in self.dropout_after:
-                return x
-            return Dropout(self.dropout, name=f"drop_{name}")(x, train=stochastic, example_index=example_index)
 
         def pool(x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
             block, depth = next(depths)
@@ -123,11 +116,7 @@ class SegNet(nn.Module):
                 module = layer(name, published, kernel, kernel // 2)
                 x, grid = nn.relu(module(x)), module.grid(grid)
                 x, grid = blobs[name] = dropped(name, x), grid
-        if missed := set(self.dropout_after) - reached:
-            raise ValueError(
-                f"dropout_after names {', '.join(sorted(missed))}: on {self.trunk} it is one of "
-                f"{', '.join(sorted(reached))}"
-            )
+        dropped.check(self.trunk)
         module = self._conv(self.classifier, self.num_classes, 3, 1)
         x = module(x)
         x = x.astype(np.promote_types(x.dtype, np.float32))

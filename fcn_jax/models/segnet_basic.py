@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.models import trunks
-from fcn_jax.models.layers import BatchNorm, Conv, Dropout, Upsample, channels_of
+from fcn_jax.models.layers import BatchNorm, Conv, DropoutSites, Upsample, channels_of
 from fcn_jax.models.segnet import EPSILON, SHIFT
 from fcn_jax.ops.grid import IMAGE, Grid, crop_to_overlap
 from fcn_jax.ops.normalization import local_response_norm
@@ -107,16 +107,12 @@ class SegNetBasic(nn.Module):
             raise ValueError(f"decoder={self.decoder!r} is none of {', '.join(DECODERS)}")
         trunks.check_layers(self, image, self.layer_names())
         decoder = DECODERS[self.decoder]
+        dropped = DropoutSites(self, stochastic, example_index)
 
         def normed(name: str, x: jax.Array, grid: Grid, features: int, groups: int = 1) -> tuple[jax.Array, Grid]:
             conv = self._conv(name, features, KERNEL, groups)
             norm = BatchNorm(self.momentum, EPSILON, self.axis_name, self.dtype, SHIFT, name=f"{name}_bn")
             return norm(conv(x), train=train), conv.grid(grid)
-
-        def dropped(name: str, x: jax.Array) -> jax.Array:
-            if name not in self.dropout_after:
-                return x
-            return Dropout(self.dropout, name=f"drop_{name}")(x, train=stochastic, example_index=example_index)
 
         def scored(name: str, x: jax.Array) -> jax.Array:
             x = self._conv(name, self.num_classes, 1)(x)
@@ -156,6 +152,7 @@ class SegNetBasic(nn.Module):
                 encoded = scored(skips[len(BLOCKS) - block], encoded) if decoder.scored else encoded
                 x, encoded, grid = crop_to_overlap(x, grid, encoded, encoded_grid)
                 x, grid = blobs[f"fuse{block}"] = x + encoded, grid
+        dropped.check(self.decoder)
         if decoder.scored:
             blobs["score"] = x, grid
         else:

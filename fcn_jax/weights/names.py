@@ -188,9 +188,9 @@ def _torchvision_vgg(names: Sequence[str]) -> Renamed:
 
 def _torchvision_vgg_bn(names: Sequence[str]) -> Renamed:
     """features.1.running_mean …: a batch norm behind each convolution."""
-    return {
-        name: (_bare(name), "kernel") for name in names if re.fullmatch(r"features\.\d+\.running_mean", _bare(name))
-    }
+    if not any(re.fullmatch(r"features\.\d+\.running_mean", _bare(name)) for name in names):
+        return {}
+    return _by_layer(names, lambda layer: layer)
 
 
 def _torch_caffe_names(names: Sequence[str]) -> Renamed:
@@ -277,6 +277,7 @@ ORIGINS = (
     Origin(
         "torchvision (VGG with batch norm)",
         _torchvision_vgg_bn,
+        input_spec=IMAGENET_INPUT,
         refusal="torchvision's VGG with batch norm, which no net here takes; its file of the same VGG without it loads",
     ),
     Origin("PyTorch with the release's names", _torch_caffe_names, scales_in_code=True),
