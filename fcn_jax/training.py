@@ -15,14 +15,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
 from fcn_jax import config as experiment
 from fcn_jax import (
     data,
     evaluation,
     hosts,
-    losses,
     optim,
     parallel,
     report,
@@ -34,10 +32,10 @@ from fcn_jax import (
     weights,
     workdirs,
 )
+from fcn_jax.assembly import assemble
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
-from fcn_jax.errors import ConfigError
-from fcn_jax.labels import Info, by_head, class_counts
+from fcn_jax.labels import Info, by_head
 from fcn_jax.models.layers import is_fully_connected
 from fcn_jax.predict import Predictor
 from fcn_jax.preemption import Preempted, Preemption
@@ -63,15 +61,8 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
         train_source = data.open_split(config.data, config.data.train_split)
         val_source = data.open_split(config.data, config.data.val_split)
         info = train_source.info
-        model = experiment.make_model(config, class_counts(info))
-        try:
-            abstract = state.abstract_variables(model)
-        except ValueError as error:
-            # Fields that each may be set, and that this net cannot have together.
-            raise ConfigError(f"model: {error}") from None
-        if config.train.statistics_batches and "batch_stats" not in abstract:
-            raise ConfigError(f"train.statistics_batches are of batch norm, and {config.model.name} has none")
-        optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
+        assembly = assemble(config, info)
+        model, abstract = assembly.model, assembly.variables
         schedule = optim.make_schedule(config.optim, config.train.steps)
         spec = experiment.input_spec(config)
         class_weights = experiment.class_weights(config, info)
@@ -85,7 +76,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     ):
         asked = hosts.Asked(mesh)
         start = checkpoints.latest_step() or 0
-        like = parallel.placed(jax.eval_shape(lambda variables: begin(variables, optimizer), abstract), mesh)
+        like = assembly.abstract_state(mesh)
         if start >= config.train.steps:
             print(f"{workdir}: finished at step {start} of {config.train.steps}; nothing to do")
             return checkpoints.restore(start, like)
@@ -95,25 +86,10 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             print(f"resumed from step {start}")
         else:
             variables = initial_variables(config, model, info, blobs)
-            current = parallel.put_state(begin(variables, optimizer), mesh)
+            current = parallel.put_state(assembly.begin(variables), mesh)
 
         mode = config.parallel.mode
-        train_step = parallel.wrap_step(
-            steps.make_train_step(
-                model,
-                optimizer,
-                loss=losses.make_loss(config.loss, class_weights),
-                fused=config.loss.fused,
-                auxiliary=config.loss.auxiliary,
-                at_scores=config.loss.at_scores,
-                normalization=config.loss.normalization,
-                accumulate=config.optim.accumulate,
-                frozen=config.optim.frozen,
-                seed=config.seed,
-            ),
-            mesh,
-            mode,
-        )
+        train_step = assembly.compiled_train_step(mesh, class_weights)
         eval_step = parallel.wrap_step(steps.make_eval_step(model), mesh, mode, donate_state=False)
         batches = loader.train_batches(
             train_source,
@@ -185,11 +161,6 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     if hosts.is_first():  # with everything on disk
         print(f"finished: {workdir}")
     return current
-
-
-def begin(variables: Any, optimizer: optax.GradientTransformation) -> state.TrainState:
-    """The state before the first step of a net with these variables."""
-    return state.create(variables["params"], optimizer, variables.get("batch_stats"))
 
 
 def initial_variables(

@@ -15,7 +15,7 @@ FLOORS = {
     1: "models data",
     2: "weights config steps state statistics optim hosts parallel checkpoints report visualize preemption "
     "command_line",
-    3: "training transplant workdirs progress evaluation predict proposals picture_files",
+    3: "plan training assembly transplant workdirs progress evaluation predict proposals picture_files",
     4: "train evaluate configs",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
