@@ -2,7 +2,7 @@
 PYTHON = python3
 VENV = .venv
 CONFIG = configs/fcn8s.py
-# Extras of pyproject.toml to install beside the base: cuda12, cuda13 or tpu.
+# Extras of pyproject.toml to install beside the base: cuda12, cuda13, tpu or plan.
 EXTRAS =
 # More arguments for train.py or pytest: make train ARGS="--workdir runs/first"
 ARGS =
@@ -58,7 +58,7 @@ $(dev_stamp): pyproject.toml constraints.txt
 constraints: $(dev_stamp)
 	@$(bin)/python -m pip install -qq --disable-pip-version-check uv
 	@echo "# Made by 'make constraints': the newest versions that fit pyproject.toml, for every Python from 3.11 on." > $@.new
-	@$(bin)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --extra dev \
+	@$(bin)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --extra dev --extra plan \
 	  pyproject.toml >> $@.new
 	@mv $@.new constraints.txt
 

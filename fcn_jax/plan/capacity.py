@@ -11,8 +11,8 @@ from fcn_jax.plan.program import Program, TooLarge
 class Capacity:
     """The largest share of a batch that was compiled, and how sure it is that there is none larger.
 
-    `predicted` follows from two compilations, `fixed` and `each` bytes; `largest` compiled. `refused` is the smallest
-    share that the compiler found too large.
+    `predicted` follows from two compilations, as `fixed` bytes and `each` an image; `largest` compiled. `refused` is
+    the smallest share that the compiler found too large, and `multiple` what shares are multiples of.
     """
 
     fixed: float
@@ -20,12 +20,11 @@ class Capacity:
     predicted: int
     largest: Program
     refused: int | None
+    multiple: int
 
     @property
     def exact(self) -> bool:
-        return self.refused is not None and self.refused <= self.largest.per_device + self.step
-
-    step: int = 1
+        return self.refused == self.largest.per_device + self.multiple
 
 
 def largest_batch(
@@ -39,53 +38,53 @@ def largest_batch(
 ) -> Capacity:
     """The largest share of a batch on a device, in multiples of `multiple`, that fits into `available` bytes.
 
-    From `first` and a second share of a few times its size a line is laid, and the share where it meets the available
-    memory is compiled; where it does not fit, smaller ones are, while `seconds` last. With `search` the bounds are
+    From `first` and a share of half of what then seems to fit a line is laid, and the share where it meets the
+    available memory is compiled; where it does not fit, smaller ones are. No compilation is begun that would not end in
+    `seconds` if it took as long as the longest before. With `search` there is no such limit, and the bounds are
     narrowed until no share lies between them.
     """
-    start = time.monotonic()
-    refused: int | None = None
+    start, longest = time.monotonic(), first.seconds
+    known, refused = [first], None
 
-    def tried(share: int) -> Program | None:
-        nonlocal refused
+    def tried(share: int) -> bool:
+        """Whether a share fits; in doubt, for want of time, not, and then nothing is refused."""
+        nonlocal refused, longest
+        if not search and time.monotonic() - start + longest > seconds:
+            return False
+        begun = time.monotonic()
         try:
             program = compile_for(share)
+            fits = program.memory.total <= available
         except TooLarge:
-            program = None
-        if program is None or program.memory.total > available:
-            refused = min(refused or share, share)
-            return None
-        return program
-
-    known = [first]
-    second = _second(first, available, multiple)
-    while second > first.per_device:
-        program = tried(second)
-        if program is not None:
-            known.append(program)
-            break
-        second = _rounded((first.per_device + second) // 2, multiple)
-    fixed, each = _line(known)
-    predicted = max(_rounded(int((available - fixed) // each), multiple), known[-1].per_device)
-    share = predicted if refused is None else min(predicted, refused - multiple)
-    while share > known[-1].per_device and (search or time.monotonic() - start < seconds):
-        program = tried(share)
-        if program is not None:
-            known.append(program)
-            share = _rounded((share + refused) // 2, multiple) if search and refused else share
-            if search and refused is None:
-                share += max(_rounded(share // 8, multiple), multiple)
+            fits = False
+        longest = max(longest, time.monotonic() - begun)
+        if fits:
+            known.append(program)  # pyright: ignore[reportPossiblyUnboundVariable]
         else:
-            share = (
-                _rounded((known[-1].per_device + share) // 2, multiple)
-                if search
-                else _rounded(int(share * 0.9), multiple)
-            )
+            refused = min(refused or share, share)
+        return fits
+
+    # Half of what seems to fit: small batches are laid out otherwise than large ones.
+    fixed, each = _line(known)
+    for part in (2, 4):
+        if tried(max(_rounded((available - fixed) / each / part, multiple), first.per_device + multiple)):
+            break
+    fixed, each = _line(known)
+    predicted = max(_rounded((available - fixed) / each, multiple), known[-1].per_device)
+    share = predicted if refused is None else min(predicted, refused - multiple)
+    for lower in (1.0, 0.95, 0.9):
+        share = _rounded(share * lower, multiple)
+        if share <= known[-1].per_device or tried(share):
+            break
+    while search and refused != known[-1].per_device + multiple:
+        low = known[-1].per_device
+        share = low + max(_rounded(low / 16, multiple), multiple) if refused is None else (low + refused) / 2
+        tried(max(_rounded(share, multiple), low + multiple))
     return Capacity(fixed, each, predicted, known[-1], refused, multiple)
 
 
 def _line(known: list[Program]) -> tuple[float, float]:
-    """Bytes without images and bytes an image, of the smallest and largest of these."""
+    """Bytes without images and bytes an image, by the first and the last of these; of one, all that may be images'."""
     first, last = known[0], known[-1]
     if last.per_device == first.per_device:
         each = (first.memory.temporaries + first.memory.batch) / first.per_device
@@ -95,11 +94,5 @@ def _line(known: list[Program]) -> tuple[float, float]:
     return first.memory.total - each * first.per_device, each
 
 
-def _second(first: Program, available: float, multiple: int) -> int:
-    """Half of what seems to fit: memory of small batches is laid out otherwise than that of large ones."""
-    fixed, each = _line([first])
-    return max(_rounded(int((available - fixed) // each / 2), multiple), 0)
-
-
-def _rounded(share: int, multiple: int) -> int:
-    return share - share % multiple
+def _rounded(share: float, multiple: int) -> int:
+    return int(share) - int(share) % multiple

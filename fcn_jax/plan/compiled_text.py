@@ -16,11 +16,14 @@ KINDS = ("convolutions", "matrix products", "pooling", "layout copies", "the res
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 HOST_TRANSFERS = ("infeed", "outfeed", "send", "recv")
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
+# fmt: off
 # What computes and moves nothing by itself.
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
-    "copy-done slice-done async-done all-reduce-done opt-barrier iota".split()  # noqa: SIM905
-)
+_FREE = frozenset((
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "all-reduce-done", "opt-barrier",
+    "iota",
+))
+# fmt: on
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
 _SLICES = ("slice", "dynamic-slice")
@@ -171,6 +174,11 @@ class CompiledText:
                 counts[kind][0] += times
                 counts[kind][1] += times * sum(array.values for array in arrays)
         return [Collective(kind, *both) for kind, both in counts.items()]
+
+    def operand_types(self, instruction: Instruction) -> set[str]:
+        """The types of an instruction's operands."""
+        scope = next(each for each in self.computations.values() if each.get(instruction.name) is instruction)
+        return {array.dtype for name in instruction.operands if name in scope for array in scope[name].arrays}
 
     def everything(self) -> Iterator[Instruction]:
         """All instructions, those inside of fusions too."""

@@ -13,14 +13,18 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 # Passes through a bfloat16 multiplier for one product of float32: of three parts each, the largest one, three or six.
 _PASSES = {lax.Precision.DEFAULT: 1, lax.Precision.HIGH: 3, lax.Precision.HIGHEST: 6}
+# fmt: off
 # What computes nothing: it moves, cuts or reads.
-_MOVES = frozenset(
-    "reshape transpose broadcast_in_dim squeeze expand_dims slice dynamic_slice dynamic_update_slice concatenate pad "
-    "gather copy copy_p device_put stop_gradient convert_element_type bitcast_convert_type iota rev split".split()  # noqa: SIM905
-)
+_MOVES = frozenset((
+    "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "dynamic_slice",
+    "dynamic_update_slice", "concatenate", "pad", "gather", "copy", "copy_p", "device_put", "stop_gradient",
+    "convert_element_type", "bitcast_convert_type", "iota", "rev", "split",
+))
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,10 @@ class Operations:
 
 def count(function: Callable, *arguments: Any, platform: str = "tpu") -> Operations:
     """What `function` computes for arguments of these shapes, compiled for `platform`."""
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr, platform)
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    # What nobody uses is not compiled.
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _of_jaxpr(used, platform)
 
 
 def _of_jaxpr(jaxpr: Any, platform: str) -> Operations:

@@ -131,9 +131,10 @@ def comparison_lines(plans: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
         if "memory" not in step:
             yield f"{label:<{width}}  {plan.get('too_large', 'does not fit')}"
             continue
-        memory, line = step["memory"], step.get("roofline")
+        memory, line, done = step["memory"], step.get("roofline"), step["operations"]
+        flops = done["convolutions"] + done["products"] + done["rest"]
         times = (
-            f"{_bytes(sum(step['traffic'].values())):>11}{step['operations']['total'] / 1e9:>9,.0f}"
+            f"{_bytes(sum(step['traffic'].values())):>11}{flops / 1e9:>9,.0f}"
             f"{_seconds(line['step']):>9}{line['images_per_second']:>10,.0f}  {line['bound']}"
             if line
             else ""
