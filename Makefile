@@ -13,12 +13,13 @@ bin = $(VENV)/bin
 base_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-base$(EXTRAS:%=-%)
 dev_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-dev$(EXTRAS:%=-%)
 
-.PHONY: help train test lint constraints clean
+.PHONY: help train test lint pod-check pod-check-compiled constraints clean
 
 help:
 	@echo "make train         set up $(VENV) and train:  train.py --config $(CONFIG) $(ARGS)"
 	@echo "make test          set up $(VENV) and run the tests"
 	@echo "make lint          ruff and pyright"
+	@echo "make pod-check     compile every net's training step for a TPU slice, v5e:4x4; resumes where it was stopped"
 	@echo "make constraints   pin the newest dependencies that fit (constraints.txt)"
 	@echo "make clean         remove $(VENV)"
 	@echo "Variables: PYTHON=python3.12  VENV=.venv-other  EXTRAS=cuda12  CONFIG=configs/fcn8s.py:folder  ARGS=…"
@@ -28,6 +29,12 @@ train: $(base_stamp)
 
 test: $(dev_stamp)
 	@$(bin)/python -m pytest $(ARGS)
+
+pod-check:
+	@$(MAKE) --no-print-directory EXTRAS=plan pod-check-compiled
+
+pod-check-compiled: $(base_stamp)
+	@JAX_PLATFORMS=cpu $(bin)/python tools/pod_check.py $(ARGS)
 
 lint: $(dev_stamp)
 	@$(bin)/ruff check
