@@ -25,6 +25,7 @@ LARGEST = flags.DEFINE_bool("largest", True, "Look for the largest batch: two or
 SEARCH = flags.DEFINE_bool("search", False, "Compile until it is known that not one image more fits.")
 SWEEP = flags.DEFINE_bool("sweep", False, "Compile 1, 2, 4 … images a device, and set them side by side.")
 COMPARE = flags.DEFINE_multi_string("compare", [], "FIELD=VALUE,VALUE…: compile each, and set them side by side.")
+LATENCY = flags.DEFINE_bool("latency", False, "Not training: the labels of one image on one device.")
 JSON = flags.DEFINE_string("json", None, "Write the figures into this file, too.")
 SECONDS = flags.DEFINE_integer("seconds", 240, "No further compilation is begun after this time.", lower_bound=0)
 
@@ -46,6 +47,11 @@ def main(arguments: Sequence[str]) -> None:
         _write({"topology": str(part), "compared": dict(zip(labels, steps, strict=True))})
         return
     question = planning.ask(config, part, SIZE.value, CLASSES.value)
+    if LATENCY.value:
+        figures = planning.latency(question)
+        print("\n".join(tables.latency_lines(question.size, figures)))
+        _write({"topology": str(part), "latency": figures})
+        return
     if SWEEP.value:
         steps = list(planning.sweep(question))
         print("\n".join(tables.comparison_lines(steps, [str(step["images_a_device"]) for step in steps])))

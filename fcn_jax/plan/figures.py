@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from fcn_jax import evaluation
 from fcn_jax.assembly import Assembly
 from fcn_jax.labels import by_head
 from fcn_jax.plan import operations, published, slices
@@ -17,18 +18,32 @@ from fcn_jax.plan.slices import Slice
 
 def of_step(assembly: Assembly, part: Slice, size: tuple[int, int], program: Program, devices: int) -> dict[str, Any]:
     """What one compiled step needs, computes, moves and takes at the least."""
-    text = CompiledText(program.text)
-    abstract = jax.eval_shape(assembly.begin, assembly.variables)
+    state = jax.eval_shape(assembly.begin, assembly.variables)
     batch = abstract_batch(assembly, size, program.per_device)
-    platform = "cpu" if part.chip is None else "tpu"
-    done = operations.count(assembly.train_step(), abstract, batch, platform=platform)
-    collectives = text.collectives()
+    done = operations.count(assembly.train_step(), state, batch, platform=_platform(part))
+    return _of_program(program, part, done, devices)
+
+
+def of_prediction(assembly: Assembly, part: Slice, size: tuple[int, int], program: Program) -> dict[str, Any]:
+    """The same of one image's labels, on a single device."""
+    image = abstract_batch(assembly, size, 1)["image"]
+    labels = evaluation.predicted_labels(assembly.model)
+    done = operations.count(labels, assembly.variables, image, platform=_platform(part))
+    return _of_program(program, part, done, 1)
+
+
+def _platform(part: Slice) -> str:
+    return jax.default_backend() if part.chip is None else "tpu"
+
+
+def _of_program(program: Program, part: Slice, done: operations.Operations, devices: int) -> dict[str, Any]:
+    text = CompiledText(program.text)
     figures: dict[str, Any] = {
         "images_a_device": program.per_device,
         "images_a_step": program.per_device * devices,
         "memory": memory(program, part),
         "operations": dataclasses.asdict(done),
-        "collectives": [dataclasses.asdict(each) for each in collectives],
+        "collectives": [dataclasses.asdict(each) for each in text.collectives()],
         "compiling_seconds": round(program.seconds, 1),
     }
     if part.chip is not None:

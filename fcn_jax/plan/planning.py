@@ -17,7 +17,7 @@ from fcn_jax.errors import ConfigError, UserError, did_you_mean
 from fcn_jax.labels import DatasetInfo
 from fcn_jax.plan import figures, presumptions, slices
 from fcn_jax.plan.capacity import largest_batch
-from fcn_jax.plan.program import Program, TooLarge, compile_step
+from fcn_jax.plan.program import Program, TooLarge, compile_prediction, compile_step
 from fcn_jax.plan.slices import Slice
 
 
@@ -123,6 +123,12 @@ def answer(question: Question, *, largest: bool = True, search: bool = False, se
         if found.largest is not program:
             plan["largest_step"] = _figures(question, found.largest)
     return plan
+
+
+def latency(question: Question) -> dict[str, Any]:
+    """The labels of one image, on one device."""
+    program = compile_prediction(question.assembly, question.mesh, question.size)
+    return figures.of_prediction(question.assembly, question.part, question.size, program)
 
 
 def sweep(question: Question) -> Iterator[dict[str, Any]]:

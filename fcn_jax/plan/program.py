@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from fcn_jax import evaluation
 from fcn_jax.assembly import Assembly
 from fcn_jax.labels import by_head, only_head
 
@@ -73,10 +74,34 @@ def compile_step(
     assembly: Assembly, mesh: Mesh, size: tuple[int, int], per_device: int, class_weights: np.ndarray | None = None
 ) -> Program:
     """Compiles the step for `per_device` images of `size` on each device. Raises TooLarge where it cannot fit."""
-    start = time.monotonic()
     state = assembly.abstract_state(mesh)
     batch = abstract_batch(assembly, size, per_device, mesh)
-    lowered = assembly.compiled_train_step(mesh, class_weights).lower(state, batch)
+    held = {
+        "parameters": _bytes(state.params),
+        "statistics": _bytes(state.batch_stats),
+        "optimizer": _bytes(state.opt_state),
+        "batch": _bytes(batch) // mesh.size,
+    }
+    return _compile(assembly.compiled_train_step(mesh, class_weights), (state, batch), held, per_device)
+
+
+def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int]) -> Program:
+    """Compiles the labels of one image on the first device, as `Predictor` computes them. Raises TooLarge."""
+    device = SingleDeviceSharding(mesh.devices.flat[0])
+    arguments = (assembly.variables, abstract_batch(assembly, size, 1)["image"])
+    variables, image = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), arguments)
+    held = {
+        "parameters": _bytes(variables["params"]),
+        "statistics": _bytes(variables.get("batch_stats", {})),
+        "optimizer": 0,
+        "batch": _bytes(image),
+    }
+    return _compile(evaluation.predicted_labels(assembly.model), (variables, image), held, 1)
+
+
+def _compile(function: Any, arguments: tuple[Any, ...], held: dict[str, int], per_device: int) -> Program:
+    start = time.monotonic()
+    lowered = function.lower(*arguments)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -85,10 +110,7 @@ def compile_step(
         raise TooLarge(_shortage(str(error))) from None
     stats = compiled.memory_analysis()
     memory = Memory(
-        parameters=_bytes(state.params),
-        statistics=_bytes(state.batch_stats),
-        optimizer=_bytes(state.opt_state),
-        batch=_bytes(batch) // mesh.size,
+        **held,
         arguments=stats.argument_size_in_bytes,
         temporaries=stats.temp_size_in_bytes,
         results=stats.output_size_in_bytes - stats.alias_size_in_bytes,

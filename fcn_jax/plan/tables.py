@@ -145,6 +145,18 @@ def comparison_lines(plans: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
         )
 
 
+def latency_lines(size: Sequence[int], figures: Mapping[str, Any]) -> Iterator[str]:
+    """The labels of one image on one device."""
+    yield f"one image of {_size(size)} in use"
+    yield from memory_lines(figures["memory"])
+    if "roofline" in figures:
+        line = figures["roofline"]
+        yield (
+            f"at least {_seconds(line['step'])} (arithmetic {_seconds(line['arithmetic'])}, memory "
+            f"{_seconds(line['memory'])}), bound by {line['bound']}"
+        )
+
+
 def _size(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
