@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fcn_jax import config as experiment
 from fcn_jax import (
+    compilations,
     data,
     evaluation,
     hosts,
@@ -32,6 +32,7 @@ from fcn_jax import (
     weights,
     workdirs,
 )
+from fcn_jax import config as experiment
 from fcn_jax.assembly import assemble
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
@@ -112,9 +113,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                     jax.profiler.start_trace(str(workdir))
                 with progress.waiting():
                     batch = next(batches)
-                    progress.note_shape(batch["image"].shape)
+                    shape = batch["image"].shape
+                    progress.note_shape(shape)
                     batch = parallel.put_batch(batch, mesh, mode)
-                with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
+                with (
+                    jax.profiler.StepTraceAnnotation("train_step", step_num=step),
+                    compilations.of("the step, for batches", shape),
+                ):
                     current, step_report = train_step(current, batch)
                 progress.add(step, step_report, current)
                 if profile and step == min(start + 8, last):
