@@ -7,6 +7,9 @@ EXTRAS =
 # More arguments for train.py or pytest: make train ARGS="--workdir runs/first"
 ARGS =
 
+# Memory in huge pages, where Linux has them to give: a step on CPUs takes tens of megabytes anew, page by page else.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 comma = ,
 bin = $(VENV)/bin
 # A stamp stands only where everything was installed: by this Python, with these extras and these pins.
