@@ -137,6 +137,13 @@ def test_the_command_refuses_in_one_line():
     assert done.stderr.strip().splitlines()[-1].startswith("error: --topology=v9:2x2: no chip 'v9'")
 
 
+def test_one_image_in_use_needs_no_optimizer(config):
+    figures = planning.latency(planning.ask(config, slices.parse("local"), size="32x32"))
+    assert figures["memory"]["optimizer"] == 0 < figures["memory"]["parameters"]
+    assert figures["operations"]["convolutions"] > 0 and figures["images_a_step"] == 1
+    assert "one image of 32×32" in next(tables.latency_lines((32, 32), figures))
+
+
 def narrow(name: str, **fields):
     config = default()
     config.model.update(name=name, width=1 / 8, dtype="bfloat16", **fields)
@@ -162,7 +169,7 @@ def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
     kinds = {each.kind: each.size for each in text.collectives()}
     # Every gradient is summed in float32, once.
     assert set(kinds) == {"all-reduce"}
-    assert kinds["all-reduce"] == pytest.approx(compiled.memory.parameters, rel=0.05)
+    assert 1 <= kinds["all-reduce"] / compiled.memory.parameters < 1.1
     assert compiled.memory.results < 2**16  # the state is given back in place
 
 
