@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 HEAD = (
-    "| experiment | slice | images a chip | memory, GiB | temporaries, GiB | TFLOP | moved, GiB | least time | bound by "
-    "| images/s at most | largest batch a chip | |"
+    "| experiment | slice | images a chip | memory, GiB | temporaries, GiB | TFLOP | moved, GiB | least time | bound "
+    "by | images/s at most | largest batch a chip | |"
 )
 BOUNDS = {"arithmetic": "arithmetic", "memory": "memory", "all_reduce": "all-reduce"}
 
