@@ -65,7 +65,12 @@ def test_the_rest_is_counted_by_what_it_gives():
     assert operations.count(lambda x: jnp.sin(x) * x, *shapes((3, 4))).rest == 2 * 12
 
 
-@pytest.mark.parametrize("name", list(published.COUNTS))
+LARGE = ("googlenet", "fcn_resnet50", "fcn_resnet101")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in published.COUNTS]
+)
 def test_published_counts_are_met(name):
     """To the digits that are published; GoogLeNet's paper rounds, and pads another way than the release."""
     count = published.COUNTS[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from fcn_jax import parallel
 from fcn_jax.config import default
 from fcn_jax.errors import ConfigError, UserError
 from fcn_jax.plan import operations, planning, program, published, slices, tables
@@ -39,7 +40,7 @@ def quick(monkeypatch):
     """Plans for v5e without its compiler: on this machine's devices, and a GiB beside half a GiB an image."""
     compiled = []
 
-    def compile_step(assembly, mesh, size, per_device, class_weights=None):
+    def compile_step(assembly, mesh, size, per_device, class_weights=None, remember=None):
         compiled.append((size, per_device))
         temporaries = per_device * 2**29
         memory = Memory(2**28, 0, 2**28, per_device, 2**29 + per_device, temporaries, 0, 2**29)
@@ -137,6 +138,13 @@ def test_the_command_refuses_in_one_line():
     assert done.stderr.strip().splitlines()[-1].startswith("error: --topology=v9:2x2: no chip 'v9'")
 
 
+def test_one_image_in_use_needs_no_optimizer(config):
+    figures = planning.latency(planning.ask(config, slices.parse("local"), size="32x32"))
+    assert figures["memory"]["optimizer"] == 0 < figures["memory"]["parameters"]
+    assert figures["operations"]["convolutions"] > 0 and figures["images_a_step"] == 1
+    assert "one image of 32×32" in next(tables.latency_lines((32, 32), figures))
+
+
 def narrow(name: str, **fields):
     config = default()
     config.model.update(name=name, width=1 / 8, dtype="bfloat16", **fields)
@@ -162,8 +170,47 @@ def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
     kinds = {each.kind: each.size for each in text.collectives()}
     # Every gradient is summed in float32, once.
     assert set(kinds) == {"all-reduce"}
-    assert kinds["all-reduce"] == pytest.approx(compiled.memory.parameters, rel=0.05)
+    assert 1 <= kinds["all-reduce"] / compiled.memory.parameters < 1.1
     assert compiled.memory.results < 2**16  # the state is given back in place
+
+
+def test_what_was_compiled_is_remembered(tmp_path, monkeypatch):
+    class Lowered:
+        text = "module"
+
+        def as_text(self):
+            return self.text
+
+    made = []
+
+    def compiled(lowered):
+        made.append(lowered.text)
+        if lowered.text == "large":
+            return {"shortage": "20.1 GiB needed"}
+        return {
+            "memory": {"arguments": 1, "temporaries": 2, "results": 3, "code": 4},
+            "text": lowered.text,
+            "seconds": 9.0,
+        }
+
+    monkeypatch.setattr(program, "_compiled", compiled)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    held = {"parameters": 1, "statistics": 0, "optimizer": 0, "batch": 0}
+
+    def run(lowered):
+        return program._compile(lowered, mesh, held, 1, tmp_path)
+
+    first, second = run(Lowered()), run(Lowered())
+    assert made == ["module"] and first == second and first.memory.total == 10
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:20])  # cut short, it is made again
+    assert run(Lowered()) == first and len(made) == 2
+    large = Lowered()
+    large.text = "large"
+    for _ in range(2):
+        with pytest.raises(TooLarge, match=r"20\.1 GiB"):
+            run(large)
+    assert made.count("large") == 1
 
 
 def test_a_shortage_is_read_off_the_compilers_line():

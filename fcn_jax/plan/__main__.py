@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -36,17 +37,19 @@ def main(arguments: Sequence[str]) -> None:
     config = command_line.experiment(CONFIG)
     if config is None:
         raise ConfigError("name an experiment: --config configs/fcn8s.py")
+    # What is compiled for other machines JAX keeps and cannot read back; we remember what it told.
+    jax.config.update("jax_enable_compilation_cache", False)
     part = slices.parse(TOPOLOGY.value)
     if COMPARE.value:
         labels, steps = [], []
-        for label, step in planning.compare(config, part, COMPARE.value, SIZE.value, CLASSES.value):
+        for label, step in planning.compare(config, part, COMPARE.value, SIZE.value, CLASSES.value, _remember()):
             print(f"compiled {label}", file=sys.stderr, flush=True)
             labels.append(label)
             steps.append(step)
         print("\n".join(tables.comparison_lines(steps, labels)))
         _write({"topology": str(part), "compared": dict(zip(labels, steps, strict=True))})
         return
-    question = planning.ask(config, part, SIZE.value, CLASSES.value)
+    question = planning.ask(config, part, SIZE.value, CLASSES.value, _remember())
     if LATENCY.value:
         figures = planning.latency(question)
         print("\n".join(tables.latency_lines(question.size, figures)))
@@ -61,6 +64,10 @@ def main(arguments: Sequence[str]) -> None:
     plan = planning.answer(question, largest=LARGEST.value, search=SEARCH.value, seconds=SECONDS.value)
     print("\n".join(tables.plan_lines(plan)))
     _write(plan)
+
+
+def _remember() -> Path:
+    return Path("~/.cache/fcn_jax/plans").expanduser()
 
 
 def _write(plan: dict) -> None:

@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,6 +35,7 @@ class Question:
     per_device: int
     class_weights: np.ndarray | None
     notes: tuple[str, ...]
+    remember: Path | None = None  # a folder of what was compiled before
 
     @property
     def multiple(self) -> int:
@@ -49,10 +52,16 @@ class Question:
     def compile(self, per_device: int | None = None) -> Program:
         """The step for that many images on each device, or for those asked. Raises TooLarge."""
         share = per_device or self.per_device
-        return compile_step(self.assembly, self.mesh, self.size, share, self.class_weights)
+        return compile_step(self.assembly, self.mesh, self.size, share, self.class_weights, self.remember)
 
 
-def ask(config: experiment.Config, part: Slice, size: str = "", classes: int | None = None) -> Question:
+def ask(
+    config: experiment.Config,
+    part: Slice,
+    size: str = "",
+    classes: int | None = None,
+    remember: Path | None = None,
+) -> Question:
     """What that config asks for on that slice. Raises UserErrors for what cannot be, before anything is compiled."""
     experiment.validate(config)
     info = presumptions.classes(config.data, classes)
@@ -73,11 +82,12 @@ def ask(config: experiment.Config, part: Slice, size: str = "", classes: int | N
     if weighted:
         notes.append("loss.class_weights are taken as ones: their values change nothing here")
     weights = np.ones(len(info.class_names), np.float32) if weighted and isinstance(info, DatasetInfo) else None
-    return Question(assembly, part, mesh, image_size, size_from, per_device, weights, tuple(notes))
+    return Question(assembly, part, mesh, image_size, size_from, per_device, weights, tuple(notes), remember)
 
 
 def answer(question: Question, *, largest: bool = True, search: bool = False, seconds: float = 240) -> dict[str, Any]:
     """The plan. Raises UserError where not even the asked batch fits."""
+    start = time.monotonic()
     config, part, mesh = question.assembly.config, question.part, question.mesh
     try:
         program = question.compile()
@@ -116,7 +126,7 @@ def answer(question: Question, *, largest: bool = True, search: bool = False, se
             program,
             question.available,
             multiple=question.multiple,
-            seconds=seconds - program.seconds,
+            seconds=seconds - (time.monotonic() - start),
             search=search,
         )
         plan["largest"] = figures.of_capacity(found)
@@ -144,7 +154,12 @@ def sweep(question: Question) -> Iterator[dict[str, Any]]:
 
 
 def compare(
-    config: experiment.Config, part: Slice, options: Sequence[str], size: str, classes: int | None
+    config: experiment.Config,
+    part: Slice,
+    options: Sequence[str],
+    size: str,
+    classes: int | None,
+    remember: Path | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each combination of the options, `field=value,value`, and the step that it gives."""
     choices = [_choices(config, option) for option in options]
@@ -154,7 +169,7 @@ def compare(
             group, _, name = field.rpartition(".")
             (variant[group] if group else variant)[name] = value
         label = ", ".join(f"{field}={value}" for field, value in combination)
-        question = ask(variant, part, size, classes)
+        question = ask(variant, part, size, classes, remember)
         try:
             yield label, _figures(question, question.compile())
         except TooLarge as shortage:

@@ -1,8 +1,15 @@
 """The real training step, compiled ahead of time from shapes alone."""
 
 import dataclasses
+import gzip
+import hashlib
+import json
+import os
 import re
 import time
+import zlib
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -71,9 +78,17 @@ def abstract_batch(
 
 
 def compile_step(
-    assembly: Assembly, mesh: Mesh, size: tuple[int, int], per_device: int, class_weights: np.ndarray | None = None
+    assembly: Assembly,
+    mesh: Mesh,
+    size: tuple[int, int],
+    per_device: int,
+    class_weights: np.ndarray | None = None,
+    remember: Path | None = None,
 ) -> Program:
-    """Compiles the step for `per_device` images of `size` on each device. Raises TooLarge where it cannot fit."""
+    """Compiles the step for `per_device` images of `size` on each device. Raises TooLarge where it cannot fit.
+
+    What was compiled before, by the same compiler, is read from the folder `remember`.
+    """
     state = assembly.abstract_state(mesh)
     batch = abstract_batch(assembly, size, per_device, mesh)
     held = {
@@ -82,7 +97,8 @@ def compile_step(
         "optimizer": _bytes(state.opt_state),
         "batch": _bytes(batch) // mesh.size,
     }
-    return _compile(assembly.compiled_train_step(mesh, class_weights), (state, batch), held, per_device)
+    lowered = assembly.compiled_train_step(mesh, class_weights).lower(state, batch)
+    return _compile(lowered, mesh, held, per_device, remember)
 
 
 def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int]) -> Program:
@@ -96,27 +112,63 @@ def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int]) ->
         "optimizer": 0,
         "batch": _bytes(image),
     }
-    return _compile(evaluation.predicted_labels(assembly.model), (variables, image), held, 1)
+    return _compile(evaluation.predicted_labels(assembly.model).lower(variables, image), mesh, held, 1, None)
 
 
-def _compile(function: Any, arguments: tuple[Any, ...], held: dict[str, int], per_device: int) -> Program:
+def _compile(lowered: Any, mesh: Mesh, held: dict[str, int], per_device: int, remember: Path | None) -> Program:
+    device = mesh.devices.flat[0]
+    path = None
+    if remember is not None:
+        flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+        made_of = (jax.__version__, _compiler(), device.device_kind, mesh.size, *flags, lowered.as_text())
+        path = remember / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.json.gz"
+    known = _recall(path)
+    if known is None:
+        known = _compiled(lowered)
+        if path is not None:
+            _keep(path, known)
+    if "shortage" in known:
+        raise TooLarge(known["shortage"])
+    return Program(per_device, Memory(**held, **known["memory"]), known["text"], known["seconds"])
+
+
+def _compiled(lowered: Any) -> dict[str, Any]:
     start = time.monotonic()
-    lowered = function.lower(*arguments)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise TooLarge(_shortage(str(error))) from None
+        return {"shortage": _shortage(str(error))}
     stats = compiled.memory_analysis()
-    memory = Memory(
-        **held,
-        arguments=stats.argument_size_in_bytes,
-        temporaries=stats.temp_size_in_bytes,
-        results=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        code=stats.generated_code_size_in_bytes,
-    )
-    return Program(per_device, memory, compiled.as_text(), time.monotonic() - start)
+    memory = {
+        "arguments": stats.argument_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "results": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return {"memory": memory, "text": compiled.as_text(), "seconds": time.monotonic() - start}
+
+
+def _compiler() -> str:
+    try:
+        return metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _recall(path: Path | None) -> dict[str, Any] | None:
+    try:
+        return None if path is None else json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error):
+        return None  # not there, or cut short
+
+
+def _keep(path: Path, known: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_bytes(gzip.compress(json.dumps(known).encode()))
+    beside.replace(path)
 
 
 def _bytes(tree: Any) -> int:

@@ -23,7 +23,7 @@ def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     chips = f"{plan['chips']} chip{'s' * (plan['chips'] > 1)}"
     yield (
         f"{plan['topology']}: {chips}, {plan['devices']} of {plan['device']!r}, "
-        f"parallel.mode={plan['mode']}; {step['images_a_device']} images a device, {step['images_a_step']} a step"
+        f"parallel.mode={plan['mode']}; {_images(step['images_a_device'])} a device, {step['images_a_step']} a step"
     )
     yield from plan["notes"]
     yield ""
@@ -97,12 +97,14 @@ def roofline_lines(line: Mapping[str, Any]) -> Iterator[str]:
 def capacity_lines(largest: Mapping[str, Any], step: Mapping[str, Any] | None) -> Iterator[str]:
     """The largest share of a batch, and how that is known."""
     each, fixed = _bytes(largest["bytes_an_image"]), _bytes(largest["bytes_without_images"])
-    yield f"largest batch: {largest['images_a_device']} images a device, compiled; {each} an image beside {fixed}"
-    if largest["exact"]:
-        yield f"  {largest['refused']} do not fit"
+    count, predicted, refused = largest["images_a_device"], largest["predicted"], largest["refused"]
+    yield f"largest batch: {_images(count)} a device, compiled; {each} an image beside {fixed}"
+    if refused:
+        yield f"  {_images(refused)} do not fit" + ("" if largest["exact"] else "; --search looks in between")
+    elif predicted > count:
+        yield f"  predicted were {predicted:,}, not compiled for want of time: --seconds gives more, --search looks on"
     else:
-        refused = f"; {largest['refused']} do not fit" if largest["refused"] else ""
-        yield f"  predicted were {largest['predicted']}{refused}; --search looks for the last one"
+        yield "  which is what memory promises; --search makes sure that not one more fits"
     if step and "roofline" in step:
         line = step["roofline"]
         rate = f"at most {line['images_per_second']:,.0f} images a second"
@@ -159,6 +161,10 @@ def latency_lines(size: Sequence[int], figures: Mapping[str, Any]) -> Iterator[s
 
 def _size(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _gib(count: float) -> str:

@@ -1,0 +1,73 @@
+"""Plans side by side, in Markdown: python tools/plans_table.py PLAN.json …, files of `python -m fcn_jax.plan --json`.
+
+A line for what was compiled, and one for each of the slices that are named by --derive, which follow from it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HEAD = (
+    "| experiment | slice | images a chip | memory, GiB | temporaries, GiB | TFLOP | moved, GiB | least time | bound "
+    "by | images/s at most | largest batch a chip | |"
+)
+BOUNDS = {"arithmetic": "arithmetic", "memory": "memory", "all_reduce": "all-reduce"}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plans", nargs="+", type=Path)
+    parser.add_argument("--derive", default="", help="slices, as v5e:1x1,v5e:16x16")
+    options = parser.parse_args()
+    print(HEAD)
+    print("|---" * (HEAD.count("|") - 1) + "|")
+    derive = [name for name in options.derive.split(",") if name]
+    for path in options.plans:
+        print("\n".join(rows(json.loads(path.read_text()), derive)))
+
+
+def rows(plan: dict[str, Any], derive: list[str]) -> Iterator[str]:
+    """The lines of one plan."""
+    name = f"{plan['name']}, {plan['dtype']}, {'×'.join(map(str, plan['size']))}"
+    largest = plan.get("largest")
+    promised = largest and max(largest["images_a_device"], largest["predicted"] * (largest["refused"] is None))
+    if not largest:
+        most = "–"
+    elif promised > largest["images_a_device"]:
+        most = f"{promised} (predicted)"
+    else:
+        most = f"{promised} ({'exact' if largest['exact'] else 'compiled'})"
+    yield _row(name, plan["topology"], plan["step"], most, "compiled")
+    if "largest_step" in plan:
+        yield _row(name, plan["topology"], plan["largest_step"], "", "compiled")
+    for other in plan["slices"]:
+        if other["topology"] in derive and other["derived"]:
+            line = plan["step"]["roofline"] | {key: other[key] for key in ("step", "all_reduce", "images_per_second")}
+            line["bound"] = max((line[key], words) for key, words in BOUNDS.items())[1]
+            yield _row(name, other["topology"], plan["step"] | {"roofline": line}, most, "derived")
+
+
+def _row(name: str, topology: str, step: dict[str, Any], most: str, how: str) -> str:
+    memory, line, done = step["memory"], step["roofline"], step["operations"]
+    cells = [
+        name,
+        topology,
+        step["images_a_device"],
+        f"{memory['total'] / 2**30:.2f}",
+        f"{memory['temporaries'] / 2**30:.2f}",
+        f"{(done['convolutions'] + done['products']) / 1e12:.2f}",
+        f"{sum(step['traffic'].values()) / 2**30:.1f}",
+        f"{1e3 * line['step']:.1f} ms",
+        line["bound"],
+        f"{line['images_per_second']:,.0f}",
+        most,
+        how,
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    main()
