@@ -10,9 +10,9 @@ import numpy as np
 
 CLASSES = 21
 MEAN = (104.00699, 116.66877, 122.67892)  # of the FCN release's images, B G R
-# What He's kernels expect: about unit variance. With larger images scores are so far apart that softmax's gradients are
-# subnormal numbers, with which processors compute many times as slowly, unless a runtime takes them for zero.
-SCALE = 1 / 32
+# Values grow through the poolings. With larger images scores are so far apart that softmax's gradients are subnormal
+# numbers, with which processors compute many times as slowly, unless a runtime takes them for zero.
+SCALE = 1 / 256
 
 
 def parameter(layer: str, kind: str, shape: Sequence[int]) -> np.ndarray:

@@ -49,14 +49,16 @@ def main() -> None:
         name, work = arguments.measure
         print(json.dumps(of_steps(nets.CASES[name], work)))
         return
-    rows: list[dict[str, Any]] = []
-    if "step" in arguments.parts:
-        for name in arguments.cases:
-            rows += step_rows(name)
-    if "head" in arguments.parts:
-        rows += head_rows(_HEAD, arguments.rounds)
-    print(records.table(rows, _SHOWN))
-    records.append("memory", rows, records.circumstances(timing.matrix_rate(), peers.versions()), arguments.results)
+    where = records.circumstances(timing.matrix_rate(), peers.versions())
+    for part in arguments.parts:
+        measures = {
+            "step": [functools.partial(step_rows, name) for name in arguments.cases],
+            "head": [functools.partial(head_rows, _HEAD, arguments.rounds)],
+        }
+        for measure in measures[part]:
+            rows = measure()
+            print(records.table(rows, _SHOWN), flush=True)
+            records.append("memory", rows, where, arguments.results)
 
 
 def of_steps(case: nets.Case, work: str) -> dict[str, int]:

@@ -49,8 +49,8 @@ CASES = {
 
 # What the steps learn by: of the plain one as a reader writes it, of the own one as the FCN release has it.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "plain step": {"rate": 1e-8, "momentum": 0.9, "decay": 0.0, "biases": False},
-    "own step": {"rate": 1e-8, "momentum": 0.9, "decay": 5e-4, "biases": True},
+    "plain step": {"rate": 1e-9, "momentum": 0.9, "decay": 0.0, "biases": False},
+    "own step": {"rate": 1e-9, "momentum": 0.9, "decay": 5e-4, "biases": True},
 }
 
 

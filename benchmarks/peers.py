@@ -64,6 +64,8 @@ class Peer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def ask(self, **command: Any) -> dict[str, Any]:
         """The reply to one command."""

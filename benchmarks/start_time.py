@@ -71,6 +71,7 @@ def first_step(config: str, cache: Path, *arguments: str) -> float:
         finally:
             process.kill()
             process.wait()
+            process.stdout.close()
     raise UserError(f"{' '.join(command)} ended before its first step: {told[-1].strip() if told else 'nothing said'}")
 
 

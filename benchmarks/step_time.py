@@ -12,6 +12,7 @@ the same run.
 
 import argparse
 import contextlib
+import itertools
 import statistics
 import tempfile
 import time
@@ -37,25 +38,28 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
     rate = timing.matrix_rate()
+    where = records.circumstances(rate, peers.versions())
     rows = []
-    for name in arguments.cases:
+    for name, work in itertools.product(arguments.cases, arguments.works):
         case = CASES[name]
-        if arguments.data == "real":
-            rows += [real_row(name, case, rate, arguments.rounds)]
+        if work not in case.works or (arguments.data == "real" and work != "own step"):
             continue
-        for work in arguments.works:
-            if work in case.works:
-                rows += compare(name, case, work, rate, arguments.rounds)
+        if arguments.data == "real":
+            found = [real_row(name, case, rate, arguments.rounds)]
+        else:
+            found = compare(name, case, work, rate, arguments.rounds)
+        # At once, so that what is cut short leaves what it had.
+        records.append("step_time", found, where, arguments.results)
+        rows += found
     print(f"2048³ matrix product: {rate:.0f} GFLOP/s")
     print(records.table(rows, _SHOWN))
-    records.append("step_time", rows, records.circumstances(rate, peers.versions()), arguments.results)
 
 
 def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[dict[str, Any]]:
     """The rows of one work on one case, ours first."""
-    begun = time.perf_counter()
     ours = nets.WORKS[work](case)
     operations = flops.count(*_flat(ours.program()))
+    begun = time.perf_counter()
     first = np.asarray(ours())
     cold = time.perf_counter() - begun
     losses: dict[str, list[float]] = {"fcn_jax": [float(first)] if first.ndim == 0 else []}
@@ -86,7 +90,7 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
             "work": work,
             "data": "synthetic",
             "runner": runner,
-            **_figures(spent, operations, rate),
+            **_figures(spent, operations if runner == "fcn_jax" else None, rate),
             "ratio": statistics.median(spent) / ours_seconds,
             "first_call": cold if runner == "fcn_jax" else None,
             "wait_share": None,
@@ -126,8 +130,11 @@ def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def _figures(seconds: list[float], operations: int, rate: float) -> dict[str, Any]:
+def _figures(seconds: list[float], operations: int | None, rate: float) -> dict[str, Any]:
+    """Seconds, and rates where the operations are known: those of our program, which need not be the peers'."""
     summary = timing.summary(seconds)
+    if operations is None:
+        return {**summary, "gflop": None, "gflops": None, "share": None}
     achieved = operations / summary["seconds"] / 1e9
     return {**summary, "gflop": operations / 1e9, "gflops": achieved, "share": achieved / rate}
 
