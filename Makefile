@@ -2,10 +2,13 @@
 PYTHON = python3
 VENV = .venv
 CONFIG = configs/fcn8s.py
-# Extras of pyproject.toml to install beside the base: cuda12, cuda13 or tpu.
+# Extras of pyproject.toml to install beside the base: cuda12, cuda13, tpu or plan.
 EXTRAS =
 # More arguments for train.py or pytest: make train ARGS="--workdir runs/first"
 ARGS =
+
+# Memory in huge pages, where Linux has them to give: a step on CPUs takes tens of megabytes anew, page by page else.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 comma = ,
 bin = $(VENV)/bin
@@ -13,12 +16,13 @@ bin = $(VENV)/bin
 base_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-base$(EXTRAS:%=-%)
 dev_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-dev$(EXTRAS:%=-%)
 
-.PHONY: help train test lint constraints peers clean
+.PHONY: help train test lint pod-check pod-check-compiled constraints peers clean
 
 help:
 	@echo "make train         set up $(VENV) and train:  train.py --config $(CONFIG) $(ARGS)"
 	@echo "make test          set up $(VENV) and run the tests"
 	@echo "make lint          ruff and pyright"
+	@echo "make pod-check     compile every net's training step for a TPU slice, v5e:4x4; resumes where it was stopped"
 	@echo "make constraints   pin the newest dependencies that fit (constraints.txt)"
 	@echo "make peers         set up .venv-peers: PyTorch and ONNX Runtime, for benchmarks/ to be compared with"
 	@echo "make clean         remove $(VENV)"
@@ -29,6 +33,12 @@ train: $(base_stamp)
 
 test: $(dev_stamp)
 	@$(bin)/python -m pytest $(ARGS)
+
+pod-check:
+	@$(MAKE) --no-print-directory EXTRAS=plan pod-check-compiled
+
+pod-check-compiled: $(base_stamp)
+	@JAX_PLATFORMS=cpu $(bin)/python tools/pod_check.py $(ARGS)
 
 lint: $(dev_stamp)
 	@$(bin)/ruff check
@@ -59,7 +69,7 @@ $(dev_stamp): pyproject.toml constraints.txt
 constraints: $(dev_stamp)
 	@$(bin)/python -m pip install -qq --disable-pip-version-check uv
 	@echo "# Made by 'make constraints': the newest versions that fit pyproject.toml, for every Python from 3.11 on." > $@.new
-	@$(bin)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --extra dev \
+	@$(bin)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --extra dev --extra plan \
 	  pyproject.toml >> $@.new
 	@mv $@.new constraints.txt
 

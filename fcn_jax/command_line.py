@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
+from fcn_jax import compilations
 from fcn_jax.errors import ConfigError, UserError
 from fcn_jax.preemption import EXIT_CODE, Preempted
 
@@ -39,7 +40,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         # Compiling a step takes from seconds to minutes, for each image size anew; the next start finds it done.
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/fcn_jax/compiled").expanduser()))
-    app.run(guarded, flags_parser=_parse)
+    with compilations.told():
+        app.run(guarded, flags_parser=_parse)
 
 
 def experiment(flag: Any) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fcn_jax import hosts, metrics, parallel, report, steps, uncertainty, visualize
+from fcn_jax import compilations, hosts, metrics, parallel, report, steps, uncertainty, visualize
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
@@ -192,7 +192,8 @@ def evaluate_net(
         if stop():
             return None
         placed = parallel.put_batch({name: batch[name] for name in ("image", "label")}, mesh, mode)
-        matrices = by_head(eval_step(variables, placed))
+        with compilations.of("the evaluation, for batches", batch["image"].shape):
+            matrices = by_head(eval_step(variables, placed))
         for head, label in by_head(batch["label"]).items():
             results[head].images += len(batch["ids"])
             results[head].labelled_pixels += _labelled(label, results[head].info)

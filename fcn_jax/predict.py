@@ -24,7 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from fcn_jax import command_line, evaluation, picture_files, proposals, state, uncertainty, weights
+from fcn_jax import (
+    command_line,
+    compilations,
+    evaluation,
+    picture_files,
+    proposals,
+    state,
+    uncertainty,
+    weights,
+)
 from fcn_jax import config as experiment
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data.boxes import read_boxes
@@ -90,20 +99,20 @@ class Predictor:
         """Labels uint8 `[h w]` of an RGB image uint8 `[h w 3]`, any h and w ≥ 1; with several heads a dict of them."""
         if self._sample is not None:
             return self.probabilities(image).argmax(axis=-1).astype(np.uint8)
-        labels = jax.tree.map(lambda x: np.asarray(x[0]), self._predict(self._variables, self._blob(image)))
+        labels = jax.tree.map(lambda x: np.asarray(x[0]), self._run(self._predict, image))
         return labels
 
     def probabilities(self, image: np.ndarray) -> Any:
         """The probability f32 `[h w c]` of each class at each pixel, the mean of the samples if there are any."""
         if self._sample is not None:
-            return np.asarray(jnp.mean(self._sample(self._variables, self._blob(image)), axis=0)[0])
-        return jax.tree.map(lambda x: np.asarray(x[0]), self._probabilities(self._variables, self._blob(image)))
+            return np.asarray(jnp.mean(self._run(self._sample, image), axis=0)[0])
+        return jax.tree.map(lambda x: np.asarray(x[0]), self._run(self._probabilities, image))
 
     def uncertainty(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Labels, and the samples' `entropy` and `mutual_information`, each `[h w]`; see `fcn_jax.uncertainty`."""
         if self._sample is None:
             raise ConfigError("uncertainty is told by samples: say --samples 8")
-        samples = self._sample(self._variables, self._blob(image))[:, 0]
+        samples = self._run(self._sample, image)[:, 0]
         mean = jnp.mean(samples, axis=0)
         return {
             "label": np.asarray(jnp.argmax(mean, axis=-1).astype(jnp.uint8)),
@@ -113,7 +122,7 @@ class Predictor:
 
     def scores(self, image: np.ndarray) -> np.ndarray:
         """The scores f32 `[h w c]` before the softmax, of a net with one head."""
-        return np.asarray(self._logits(self._variables, self._blob(image))[0])
+        return np.asarray(self._run(self._logits, image)[0])
 
     def class_probabilities(self, image: np.ndarray) -> np.ndarray:
         """A classifier's probability of each class, `[c]`: the mean over its map, as VGG's dense evaluation has it."""
@@ -151,7 +160,12 @@ class Predictor:
         return found[0]
 
     def _map(self, image: np.ndarray, head: str) -> np.ndarray:
-        return np.asarray(by_head(self._probabilities(self._variables, self._blob(image)))[head][0])
+        return np.asarray(by_head(self._run(self._probabilities, image))[head][0])
+
+    def _run(self, function: Any, image: np.ndarray) -> Any:
+        blob = self._blob(image)
+        with compilations.of(f"{self.origin}, for images", image.shape[:2]):
+            return function(self._variables, blob)
 
     def _blob(self, image: np.ndarray) -> jax.Array:
         channels = len(self.input_spec.order)

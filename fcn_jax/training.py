@@ -15,14 +15,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
-from fcn_jax import config as experiment
 from fcn_jax import (
+    compilations,
     data,
     evaluation,
     hosts,
-    losses,
     optim,
     parallel,
     report,
@@ -34,10 +32,11 @@ from fcn_jax import (
     weights,
     workdirs,
 )
+from fcn_jax import config as experiment
+from fcn_jax.assembly import assemble
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import loader
-from fcn_jax.errors import ConfigError
-from fcn_jax.labels import Info, by_head, class_counts
+from fcn_jax.labels import Info, by_head
 from fcn_jax.models.layers import is_fully_connected
 from fcn_jax.predict import Predictor
 from fcn_jax.preemption import Preempted, Preemption
@@ -63,15 +62,8 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
         train_source = data.open_split(config.data, config.data.train_split)
         val_source = data.open_split(config.data, config.data.val_split)
         info = train_source.info
-        model = experiment.make_model(config, class_counts(info))
-        try:
-            abstract = state.abstract_variables(model)
-        except ValueError as error:
-            # Fields that each may be set, and that this net cannot have together.
-            raise ConfigError(f"model: {error}") from None
-        if config.train.statistics_batches and "batch_stats" not in abstract:
-            raise ConfigError(f"train.statistics_batches are of batch norm, and {config.model.name} has none")
-        optimizer = optim.make_optimizer(config.optim, config.train.steps, abstract["params"])
+        assembly = assemble(config, info)
+        model, abstract = assembly.model, assembly.variables
         schedule = optim.make_schedule(config.optim, config.train.steps)
         spec = experiment.input_spec(config)
         class_weights = experiment.class_weights(config, info)
@@ -85,7 +77,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     ):
         asked = hosts.Asked(mesh)
         start = checkpoints.latest_step() or 0
-        like = parallel.placed(jax.eval_shape(lambda variables: begin(variables, optimizer), abstract), mesh)
+        like = assembly.abstract_state(mesh)
         if start >= config.train.steps:
             print(f"{workdir}: finished at step {start} of {config.train.steps}; nothing to do")
             return checkpoints.restore(start, like)
@@ -95,26 +87,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             print(f"resumed from step {start}")
         else:
             variables = initial_variables(config, model, info, blobs)
-            current = parallel.put_state(begin(variables, optimizer), mesh)
+            current = parallel.put_state(assembly.begin(variables), mesh, config.parallel.shard_state)
 
         mode = config.parallel.mode
-        train_step = parallel.wrap_step(
-            steps.make_train_step(
-                model,
-                optimizer,
-                loss=losses.make_loss(config.loss, class_weights),
-                fused=config.loss.fused,
-                auxiliary=config.loss.auxiliary,
-                at_scores=config.loss.at_scores,
-                normalization=config.loss.normalization,
-                accumulate=config.optim.accumulate,
-                frozen=config.optim.frozen,
-                seed=config.seed,
-            ),
-            mesh,
-            mode,
+        train_step = assembly.compiled_train_step(mesh, class_weights)
+        eval_step = parallel.wrap_step(
+            steps.make_eval_step(model), mesh, mode, donate_state=False, shard_state=config.parallel.shard_state
         )
-        eval_step = parallel.wrap_step(steps.make_eval_step(model), mesh, mode, donate_state=False)
         batches = loader.train_batches(
             train_source,
             config.data.augment,
@@ -134,9 +113,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                     jax.profiler.start_trace(str(workdir))
                 with progress.waiting():
                     batch = next(batches)
-                    progress.note_shape(batch["image"].shape)
+                    shape = batch["image"].shape
+                    progress.note_shape(shape)
                     batch = parallel.put_batch(batch, mesh, mode)
-                with jax.profiler.StepTraceAnnotation("train_step", step_num=step):
+                with (
+                    jax.profiler.StepTraceAnnotation("train_step", step_num=step),
+                    compilations.of("the step, for batches", shape),
+                ):
                     current, step_report = train_step(current, batch)
                 progress.add(step, step_report, current)
                 if profile and step == min(start + 8, last):
@@ -171,7 +154,8 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             raise Preempted(f"{workdir}: left before the end of step {step}; {_GO_ON}")
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
-                    _write_pictures(config, workdir, model, current.variables, val_source, reporter)
+                    variables = parallel.whole(current.variables, mesh)
+                    _write_pictures(config, workdir, model, variables, val_source, reporter)
                 leaving = asked(preemption.asked) and step < last
                 if mean_iou is not None or leaving or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
@@ -179,17 +163,12 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                         # Without a labelled pixel in the split there is no score to rank the checkpoint by.
                     # Before the statistics of the training set there is none either: the net is not the one to be used.
                     scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
-                    checkpoints.save(step, hosts.everywhere(current, mesh), mean_iou if scored else None)
+                    checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None)
                 if leaving:
                     raise Preempted(f"{workdir}: left after step {step} of {last}; {_GO_ON}")
     if hosts.is_first():  # with everything on disk
         print(f"finished: {workdir}")
     return current
-
-
-def begin(variables: Any, optimizer: optax.GradientTransformation) -> state.TrainState:
-    """The state before the first step of a net with these variables."""
-    return state.create(variables["params"], optimizer, variables.get("batch_stats"))
 
 
 def initial_variables(
@@ -241,9 +220,9 @@ def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.
         parallel.put_batch({"image": batch["image"]}, mesh, "mesh")["image"]
         for batch in itertools.islice(batches, count)
     )
-    exact = statistics.over_batches(model, hosts.everywhere(current.variables, mesh), images)
+    exact = statistics.over_batches(model, parallel.whole(current.variables, mesh), images)
     print(f"batch norm's statistics computed over {count} batches")
-    return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh))
+    return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh, config.parallel.shard_state))
 
 
 def _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract) -> None:
@@ -261,7 +240,7 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
 def _write_pictures(config, workdir, model, variables, source, reporter) -> None:
     if not config.train.pictures or not hosts.is_first():
         return
-    variables = hosts.on_one_device(variables)
+    variables = parallel.on_one_device(variables)
     predictor = Predictor(model, variables, experiment.input_spec(config), source.info, str(workdir))
     folder = workdir / "pictures"
     for name, picture in evaluation.pictures(source, predictor, config.train.pictures):

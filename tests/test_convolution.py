@@ -38,6 +38,8 @@ CASES = [
     ((19, 14), 7, 2, 3, 2),
     ((14, 13), 5, 1, 0, 3),
     ((14, 15), 5, 3, 1, 3),
+    ((7, 6), 1, 2, 0, 1),
+    ((7, 6), 1, 1, 1, 1),
 ]
 
 
@@ -85,11 +87,11 @@ def test_a_kernel_need_not_be_square():
 
 @pytest.mark.parametrize(
     ("kernel_size", "channels", "size", "on_cpu"),
-    [(3, 5, 9, True), (3, 3, 9, True), (7, 5, 9, True), (7, 5, 6, False), (5, 128, 9, False), (1, 5, 9, True)],
+    [(3, 5, 9, True), (3, 3, 9, True), (7, 5, 9, True), (7, 5, 6, False), (5, 128, 9, False), (1, 5, 9, False)],
 )
 @pytest.mark.parametrize("differentiate", [False, True])
 def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate):
-    """Only CPUs run patches: kernels large for their map whole, others for the kernel's gradient alone.
+    """Only CPUs run products: kernels of one tap or large for their map whole, others for the kernel's gradient alone.
 
     Lowering for a TPU from here leaves nothing of them behind.
     """

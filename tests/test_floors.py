@@ -14,8 +14,8 @@ FLOORS = {
     0: "ops losses metrics uncertainty labels inputs errors fields",
     1: "models data",
     2: "weights config steps state statistics optim hosts parallel checkpoints report visualize preemption "
-    "command_line",
-    3: "training transplant workdirs progress evaluation predict proposals picture_files",
+    "compilations command_line",
+    3: "plan training assembly transplant workdirs progress evaluation predict proposals picture_files",
     4: "train evaluate configs benchmarks",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}

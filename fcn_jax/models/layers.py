@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.errors import ConfigError
-from fcn_jax.ops import bilinear, convolution
+from fcn_jax.ops import bilinear, convolution, surroundings
 from fcn_jax.ops.grid import Grid
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
@@ -41,7 +41,10 @@ def channels_of(net: Any, layer: str, published: int, multiple: int = 1) -> int:
 
 
 class Conv(nn.Module):
-    """Convolution with a square kernel: `[b h w i]` to `[b h' w' features]`; see `ops.convolution.conv2d`."""
+    """Convolution with a square kernel: `[b h w i]` to `[b h' w' features]`; see `ops.convolution.conv2d`.
+
+    Where its padding is wide, and for a map that is so held already, the result is `ops.surroundings.Surrounded`.
+    """
 
     features: int
     kernel_size: int
@@ -55,14 +58,14 @@ class Conv(nn.Module):
     precision: jax.lax.PrecisionLike = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Any) -> Any:
         if x.shape[-1] % self.groups or self.features % self.groups:
             shares = f"{x.shape[-1]} channels in and {self.features} out"
             raise ValueError(f"{self.name}: {shares} cannot be shared by {self.groups} groups")
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        y = convolution.conv2d(
-            x.astype(self.dtype),
+        y = surroundings.conv2d(
+            jax.tree.map(lambda x: x.astype(self.dtype), x),
             kernel.astype(self.dtype),
             stride=self.stride,
             padding=self.padding,
@@ -72,7 +75,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-            y = y + bias.astype(self.dtype)[None, None, None]
+            y = jax.tree.map(lambda y: y + bias.astype(self.dtype)[None, None, None], y)
         return y
 
     def grid(self, grid: Grid) -> Grid:

@@ -15,14 +15,15 @@ large kernel would have.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from fcn_jax.ops import surroundings
 from fcn_jax.ops.grid import Grid
 from fcn_jax.ops.normalization import local_response_norm
-from fcn_jax.ops.pooling import max_pool
 
 # Kernel sizes of the convolutions in each of the five blocks, by the paper's column.
 VARIANTS = {
@@ -69,13 +70,17 @@ def trunk(
             name = f"conv{block}_{layer}"
             padding = first_padding if name == "conv1_1" else kernel // 2
             module = conv(name + suffix, channels, kernel, padding)
-            x, grid = blobs[name + suffix] = nn.relu(module(x)), module.grid(grid)
+            # With 100 pixels of padding the map is held as what the image reaches, and its surroundings.
+            x, grid = jax.tree.map(nn.relu, module(x)), module.grid(grid)
+            blobs[name + suffix] = surroundings.whole(x), grid
             if variant == "A-LRN" and name == "conv1_1":
-                x, grid = blobs[f"norm1{suffix}"] = local_response_norm(x, alpha=LRN_ALPHA, k=LRN_K), grid
-        x, grid = blobs[f"pool{block}{suffix}"] = pool(x, grid)
+                x = jax.tree.map(partial(local_response_norm, alpha=LRN_ALPHA, k=LRN_K), x)
+                blobs[f"norm1{suffix}"] = surroundings.whole(x), grid
+        x, grid = pool(x, grid)
+        blobs[f"pool{block}{suffix}"] = surroundings.whole(x), grid
     return blobs
 
 
-def halve(x: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
+def halve(x: Any, grid: Grid) -> tuple[Any, Grid]:
     """A 2×2 max pooling of stride two."""
-    return max_pool(x), grid.conv(kernel=2, stride=2)
+    return surroundings.max_pool(x), grid.conv(kernel=2, stride=2)

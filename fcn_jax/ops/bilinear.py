@@ -9,9 +9,11 @@ would multiply in bfloat16, and in an up-sampling of 32 that moves boundaries.
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fcn_jax.ops.convolution import conv2d
 from fcn_jax.ops.resampling import Resampling
 
 
@@ -82,17 +84,29 @@ def interpolate(x: jax.Array, size: Sequence[int], align_corners: bool = False) 
 def transposed_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Transposed convolution of `x [b h w i]`, unpadded, to `[b s(h−1)+k s(w−1)+k o]`, in the highest precision.
 
-    `kernel` is `[k k i o]` (dense), or `[k k 1 c]` for one kernel a channel (grouped, i = o = c).
+    `kernel` is `[k k i o]` (dense), or `[k k 1 c]` for one kernel a channel (grouped, i = o = c). It is computed by
+    phases: the s² pixels of a cell are s² times the channels of a convolution with every s-th tap (Shi et al., CVPR
+    2016, section 3), where the zeros between the cells of a dilated map would be multiplied for nothing.
     """
-    size = kernel.shape[0]
-    grouped = kernel.shape[2] == 1 and x.shape[-1] > 1
-    return lax.conv_general_dilated(
-        x,
-        kernel[::-1, ::-1],
-        window_strides=(1, 1),
-        padding=[(size - 1, size - 1)] * 2,
-        lhs_dilation=(stride, stride),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1] if grouped else 1,
-        precision=lax.Precision.HIGHEST,
-    )
+    size, _, inputs, outputs = kernel.shape
+    batch, *cells, channels = x.shape
+    grouped = inputs == 1 and channels > 1
+    taps = -(-size // stride)  # cells that reach a pixel, along a side
+    short = (0, taps * stride - size)
+    phases = jnp.pad(kernel, (short, short, (0, 0), (0, 0)))
+    phases = phases.reshape(taps, stride, taps, stride, inputs, outputs)
+    height, width = (count + taps - 1 for count in cells)
+    if grouped:
+        x = jnp.pad(x, ((0, 0), (taps - 1, taps - 1), (taps - 1, taps - 1), (0, 0)))
+        y = jnp.zeros((batch, height, stride, width, stride, outputs), x.dtype)
+        for row in range(taps):
+            for column in range(taps):
+                top, left = taps - 1 - row, taps - 1 - column
+                part = x[:, top : top + height, None, left : left + width, None]
+                y += part * phases[None, None, row, :, None, column, :, 0]
+    else:
+        matrices = phases[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(taps, taps, inputs, -1)
+        y = conv2d(x, matrices, padding=taps - 1, precision=lax.Precision.HIGHEST)
+        y = y.reshape(batch, height, width, stride, stride, outputs).transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(batch, stride * height, stride * width, outputs)
+    return y[:, : stride * (cells[0] - 1) + size, : stride * (cells[1] - 1) + size]

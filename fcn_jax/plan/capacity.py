@@ -1,0 +1,98 @@
+"""How many images fit a device: memory grows evenly with them, so that two compilations tell, and a third checks."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from fcn_jax.plan.program import Program, TooLarge
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacity:
+    """The largest share of a batch that was compiled, and how sure it is that there is none larger.
+
+    `predicted` follows from two compilations, as `fixed` bytes and `each` an image; `largest` compiled. `refused` is
+    the smallest share that the compiler found too large, and `multiple` what shares are multiples of.
+    """
+
+    fixed: float
+    each: float
+    predicted: int
+    largest: Program
+    refused: int | None
+    multiple: int
+
+    @property
+    def exact(self) -> bool:
+        return self.refused == self.largest.per_device + self.multiple
+
+
+def largest_batch(
+    compile_for: Callable[[int], Program],
+    first: Program,
+    available: float,
+    *,
+    multiple: int = 1,
+    seconds: float = 240,
+    search: bool = False,
+) -> Capacity:
+    """The largest share of a batch on a device, in multiples of `multiple`, that fits into `available` bytes.
+
+    From `first` and a share of half of what then seems to fit a line is laid, and the share where it meets the
+    available memory is compiled; where it does not fit, smaller ones are. No compilation is begun that would not end in
+    `seconds` if it took as long as the longest before. With `search` there is no such limit, and the bounds are
+    narrowed until no share lies between them.
+    """
+    start, longest = time.monotonic(), first.seconds
+    known, refused = [first], None
+
+    def tried(share: int) -> bool:
+        """Whether a share fits; in doubt, for want of time, not, and then nothing is refused."""
+        nonlocal refused, longest
+        if not search and time.monotonic() - start + longest > seconds:
+            return False
+        begun = time.monotonic()
+        try:
+            program = compile_for(share)
+            fits = program.memory.total <= available
+        except TooLarge:
+            fits = False
+        longest = max(longest, time.monotonic() - begun)
+        if fits:
+            known.append(program)  # pyright: ignore[reportPossiblyUnboundVariable]
+        else:
+            refused = min(refused or share, share)
+        return fits
+
+    # Half of what seems to fit: small batches are laid out otherwise than large ones.
+    fixed, each = _line(known)
+    for part in (2, 4):
+        if tried(max(_rounded((available - fixed) / each / part, multiple), first.per_device + multiple)):
+            break
+    fixed, each = _line(known)
+    predicted = max(_rounded((available - fixed) / each, multiple), known[-1].per_device)
+    share = predicted if refused is None else min(predicted, refused - multiple)
+    for lower in (1.0, 0.95, 0.9):
+        share = _rounded(share * lower, multiple)
+        if share <= known[-1].per_device or tried(share):
+            break
+    while search and refused != known[-1].per_device + multiple:
+        low = known[-1].per_device
+        share = low + max(_rounded(low / 16, multiple), multiple) if refused is None else (low + refused) / 2
+        tried(max(_rounded(share, multiple), low + multiple))
+    return Capacity(fixed, each, predicted, known[-1], refused, multiple)
+
+
+def _line(known: list[Program]) -> tuple[float, float]:
+    """Bytes without images and bytes an image, by the first and the last of these; of one, all that may be images'."""
+    first, last = known[0], known[-1]
+    if last.per_device == first.per_device:
+        each = (first.memory.temporaries + first.memory.batch) / first.per_device
+    else:
+        each = (last.memory.total - first.memory.total) / (last.per_device - first.per_device)
+    each = max(each, 1.0)
+    return first.memory.total - each * first.per_device, each
+
+
+def _rounded(share: float, multiple: int) -> int:
+    return int(share) - int(share) % multiple

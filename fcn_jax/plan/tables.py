@@ -1,0 +1,176 @@
+"""A plan in words: lines for a terminal of a hundred columns."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_MEMORY = {
+    "parameters": "parameters",
+    "statistics": "running statistics",
+    "optimizer": "optimizer state",
+    "batch": "batch",
+    "padding": "layout of these",
+    "temporaries": "activations, temporaries",
+    "results": "results",
+    "code": "program",
+}
+
+
+def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """Everything about one plan."""
+    net, step = plan["net"], plan["step"]
+    images = f"images of {_size(plan['size'])} ({plan['size_from']})"
+    yield f"{plan['name']}: {plan['model']} in {plan['dtype']}, {net['parameters']:,} parameters, {images}"
+    chips = f"{plan['chips']} chip{'s' * (plan['chips'] > 1)}"
+    yield (
+        f"{plan['topology']}: {chips}, {plan['devices']} of {plan['device']!r}, "
+        f"parallel.mode={plan['mode']}; {step['images_a_device']} images a device, {step['images_a_step']} a step"
+    )
+    yield from plan["notes"]
+    yield ""
+    yield from memory_lines(step["memory"])
+    yield ""
+    yield from operation_lines(net, step)
+    yield ""
+    yield from collective_lines(step["collectives"])
+    if "roofline" in step:
+        yield from roofline_lines(step["roofline"])
+    if "largest" in plan:
+        yield ""
+        yield from capacity_lines(plan["largest"], plan.get("largest_step"))
+    if "slices" in plan:
+        yield ""
+        yield from slice_lines(plan)
+
+
+def memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
+    """Bytes on each device by what they are for, against what there is."""
+    available = memory.get("available")
+    yield "memory of each device" + (f", of {_gib(available)}" if available else "")
+    for name, words in _MEMORY.items():
+        if memory[name]:
+            share = f"{100 * memory[name] / available:6.1f} %" if available else ""
+            yield f"  {words:<26}{_bytes(memory[name]):>12}{share}"
+    fits = "" if not available else f"{100 * memory['total'] / available:6.1f} %"
+    yield f"  {'total':<26}{_bytes(memory['total']):>12}{fits}   most of it: {_MEMORY[memory['largest']]}"
+
+
+def operation_lines(net: Mapping[str, Any], step: Mapping[str, Any]) -> Iterator[str]:
+    """Operations and traffic by kind, and how our counting compares with what is published."""
+    done, traffic = step["operations"], step.get("traffic", {})
+    yield "a step of each device          GFLOP    memory traffic"
+    for words, key, kinds in (
+        ("convolutions", "convolutions", ("convolutions",)),
+        ("matrix products", "products", ("matrix products",)),
+        ("pooling", "", ("pooling",)),
+        ("layout copies", "", ("layout copies",)),
+        ("the rest", "rest", ("the rest",)),
+    ):
+        flops = f"{done[key] / 1e9:12,.1f}" if key else f"{'':12}"
+        moved = _bytes(sum(traffic[kind] for kind in kinds)) if traffic else ""
+        yield f"  {words:<22}{flops}{moved:>18}"
+    yield f"one image in use: {net['multiply_adds_an_image'] / 1e9:,.1f} G multiply-adds before the last up-sampling"
+    if "published" in net:
+        count = net["published"]
+        yield (
+            f"counting checked: {count['name']} at {count['size']}×{count['size']}, {count['counted'] / 1e9:.2f} G; "
+            f"published {count['multiply_adds'] / 1e9:.2f} G ({count['source']})"
+        )
+
+
+def collective_lines(collectives: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What devices tell each other."""
+    if not collectives:
+        yield "collectives: none"
+    for each in collectives:
+        yield f"collectives: {each['count']} {each['kind']}, {_bytes(each['size'])} from each device a step"
+
+
+def roofline_lines(line: Mapping[str, Any]) -> Iterator[str]:
+    """The least time of a step, and what it waits for."""
+    yield (
+        f"roofline: at least {_seconds(line['step'])} a step (arithmetic {_seconds(line['arithmetic'])}, memory "
+        f"{_seconds(line['memory'])}, all-reduce {_seconds(line['all_reduce'])}), bound by {line['bound']}"
+    )
+    yield f"          at most {line['images_per_second']:,.0f} images a second; a real step is slower"
+
+
+def capacity_lines(largest: Mapping[str, Any], step: Mapping[str, Any] | None) -> Iterator[str]:
+    """The largest share of a batch, and how that is known."""
+    each, fixed = _bytes(largest["bytes_an_image"]), _bytes(largest["bytes_without_images"])
+    yield f"largest batch: {largest['images_a_device']} images a device, compiled; {each} an image beside {fixed}"
+    if largest["exact"]:
+        yield f"  {largest['refused']} do not fit"
+    else:
+        refused = f"; {largest['refused']} do not fit" if largest["refused"] else ""
+        yield f"  predicted were {largest['predicted']}{refused}; --search looks for the last one"
+    if step and "roofline" in step:
+        line = step["roofline"]
+        rate = f"at most {line['images_per_second']:,.0f} images a second"
+        yield f"  at least {_seconds(line['step'])} a step, {rate}, bound by {line['bound']}"
+
+
+def slice_lines(plan: Mapping[str, Any]) -> Iterator[str]:
+    """Slices of other sizes, at the same share of a batch on each device."""
+    run = plan["run"]
+    yield f"the whole run, {run['images']:,} images ({run['steps']:,} steps of {run['batch_size']}), at the roofline"
+    yield "  slice          chips  images/step    step    images/s      hours  chip-hours"
+    for row in plan["slices"]:
+        derived = "derived" if row["derived"] else "compiled"
+        yield (
+            f"  {row['topology']:<14}{row['chips']:>6}{row['images_a_step']:>13,}{_seconds(row['step']):>10}"
+            f"{row['images_per_second']:>10,.0f}{row['run_hours']:>11.3f}{row['run_chip_hours']:>12.3f}  {derived}"
+        )
+
+
+def comparison_lines(plans: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Iterator[str]:
+    """Several compiled steps, a line each."""
+    width = max(map(len, labels))
+    yield f"{'':<{width}}  images a device     memory  temporaries    traffic    GFLOP     step  images/s  bound by"
+    for plan, label in zip(plans, labels, strict=True):
+        step = plan.get("step", plan)
+        if "memory" not in step:
+            yield f"{label:<{width}}  {plan.get('too_large', 'does not fit')}"
+            continue
+        memory, line, done = step["memory"], step.get("roofline"), step["operations"]
+        flops = done["convolutions"] + done["products"] + done["rest"]
+        times = (
+            f"{_bytes(sum(step['traffic'].values())):>11}{flops / 1e9:>9,.0f}"
+            f"{_seconds(line['step']):>9}{line['images_per_second']:>10,.0f}  {line['bound']}"
+            if line
+            else ""
+        )
+        yield (
+            f"{label:<{width}}{step['images_a_device']:>17}{_bytes(memory['total']):>11}"
+            f"{_bytes(memory['temporaries']):>13}{times}"
+        )
+
+
+def latency_lines(size: Sequence[int], figures: Mapping[str, Any]) -> Iterator[str]:
+    """The labels of one image on one device."""
+    yield f"one image of {_size(size)} in use"
+    yield from memory_lines(figures["memory"])
+    if "roofline" in figures:
+        line = figures["roofline"]
+        yield (
+            f"at least {_seconds(line['step'])} (arithmetic {_seconds(line['arithmetic'])}, memory "
+            f"{_seconds(line['memory'])}), bound by {line['bound']}"
+        )
+
+
+def _size(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if unit != "GiB" else f"{count / size:.2f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.2f} s" if count >= 1 else f"{1e3 * count:.1f} ms" if count >= 1e-4 else f"{1e6 * count:.0f} µs"

@@ -1,0 +1,58 @@
+"""What is told of compilations: those that took long, what they were for, and whether they were found on disk."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fcn_jax import compilations
+
+
+@pytest.fixture
+def every_one(monkeypatch):
+    monkeypatch.setattr(compilations, "_WORTH_A_LINE", 0.0)
+
+
+def doubled(x):
+    return 2 * x
+
+
+def lines_of(capsys, name: str) -> list[str]:
+    return [line for line in capsys.readouterr().out.splitlines() if name in line]
+
+
+def test_each_new_shape_is_told_once_with_its_purpose(every_one, capsys):
+    function = jax.jit(doubled)
+    with compilations.told():
+        for size in (3, 4, 3):
+            x = jnp.zeros(size)
+            with compilations.of("a doubling, for rows", (1, size)):
+                function(x)
+    lines = lines_of(capsys, "doubling")
+    assert [re.sub(r"[\d.]+ s", "… s", line) for line in lines] == [
+        "compiled in … s: a doubling, for rows of 1 × 3",
+        "compiled in … s: a doubling, for rows of 1 × 4",
+    ]
+
+
+def test_without_a_purpose_the_function_is_named(every_one, capsys):
+    with compilations.told():
+        jax.jit(doubled)(jnp.zeros(5))
+    assert len(lines_of(capsys, "doubled")) == 1
+
+
+def test_quick_ones_and_those_outside_are_not_told(capsys):
+    with compilations.told():
+        jax.jit(doubled)(jnp.zeros(6))
+    jax.jit(doubled)(jnp.zeros(7))
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_found_on_disk_is_told_apart(every_one, fast_compilation, capsys):
+    with compilations.told():
+        for _ in range(2):
+            jax.clear_caches()
+            jax.jit(doubled)(jnp.zeros(8))
+    how = [line.partition(" in ")[0] for line in lines_of(capsys, "doubled")]
+    assert how == ["compiled", "found compiled, read"]

@@ -1,0 +1,86 @@
+"""What is read off a compiled program's text, on a small one with every kind of line."""
+
+import pytest
+
+from fcn_jax.plan.compiled_text import Collective, CompiledText
+
+# ruff: noqa: E501
+
+TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0:T(128)})->f32[8]{0:T(128)}}
+
+%fused_convolution (param_0.1: bf16[1,8,8,128], param_1.1: bf16[3,3,128,128]) -> f32[1,8,8,128] {
+  %param_0.1 = bf16[1,8,8,128]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.1 = bf16[3,3,128,128]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution.1 = f32[1,8,8,128]{3,2,1,0:T(8,128)} convolution(%param_0.1, %param_1.1), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, metadata={op_name="jit(step)/jvp(Net)/conv1/conv_general_dilated" stack_frame_id=3}
+}
+
+%fused_slice (param_0.2: f32[16,8,128], param_1.2: s32[]) -> f32[1,8,128] {
+  %param_0.2 = f32[16,8,128]{2,1,0:T(8,128)} parameter(0)
+  %param_1.2 = s32[]{:T(128)} parameter(1)
+  ROOT %dynamic-slice.1 = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%param_0.2, %param_1.2), dynamic_slice_sizes={1,8,128}
+}
+
+%body (arguments: (s32[], f32[16,8,128])) -> (s32[], f32[16,8,128]) {
+  %arguments = (s32[]{:T(128)}, f32[16,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %index = s32[]{:T(128)S(1)} get-tuple-element(%arguments), index=0
+  %stack = f32[16,8,128]{2,1,0:T(8,128)} get-tuple-element(%arguments), index=1
+  %row = f32[1,8,128]{2,1,0:T(8,128)S(1)} fusion(%stack, %index), kind=kLoop, calls=%fused_slice
+  ROOT %again = (s32[]{:T(128)}, f32[16,8,128]{2,1,0:T(8,128)}) tuple(%index, %stack)
+}
+
+%condition (arguments.1: (s32[], f32[16,8,128])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(16)
+  %arguments.1 = (s32[]{:T(128)}, f32[16,8,128]{2,1,0:T(8,128)}) parameter(0)
+  %index.1 = s32[]{:T(128)} get-tuple-element(%arguments.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%index.1, %bound), direction=LT
+}
+
+ENTRY %main (image: bf16[1,8,8,128], kernel: bf16[3,3,128,128], scores: f32[4,5,21]) -> f32[1,8,8,128] {
+  %image = bf16[1,8,8,128]{3,2,1,0:T(8,128)(2,1)} parameter(0)
+  %kernel = bf16[3,3,128,128]{3,2,1,0:T(8,128)(2,1)} parameter(1)
+  %scores = f32[4,5,21]{2,1,0:T(8,128)} parameter(2)
+  %copy.1 = f32[4,5,21]{0,1,2:T(8,128)} copy(%scores), metadata={op_name="jit(step)/transpose"}
+  %features = f32[1,8,8,128]{3,2,1,0:T(8,128)} fusion(%image, %kernel), kind=kOutput, calls=%fused_convolution
+  %start = (s32[]{:T(128)}, f32[16,8,128]{2,1,0:T(8,128)}) custom-call(), custom_call_target="AllocateBuffer"
+  %loop = (s32[]{:T(128)}, f32[16,8,128]{2,1,0:T(8,128)}) while(%start), condition=%condition, body=%body
+  %sum = (f32[128]{0:T(128)}, f32[3,3,128,128]{3,2,1,0:T(8,128)S(1)}, /*index=2*/f32[]{:T(128)}) all-reduce(%a, %b, %c), replica_groups={{0,1}}, to_apply=%add
+  ROOT %result = f32[1,8,8,128]{3,2,1,0:T(8,128)} add(%features, %features)
+}
+"""
+
+
+@pytest.fixture
+def text():
+    return CompiledText(TEXT)
+
+
+def test_traffic_is_of_what_runs_by_kind(text):
+    row, cells = 8 * 128 * 4, 8 * 8 * 128
+    assert text.traffic() == {
+        "convolutions": cells * 2 + 9 * 128 * 128 * 2 + cells * 4,
+        "matrix products": 0,
+        "pooling": 0,
+        # 4 planes of 5×21, padded to 8×128; and 21 planes of 5×4, which are padded as much.
+        "layout copies": 4 * 8 * 128 * 4 + 21 * 8 * 128 * 4,
+        # Sixteen rounds read a row each, into fast memory; and the sum at the end; and what the all-reduce writes.
+        "the rest": 16 * row + 3 * cells * 4 + 128 * 4 + 4,
+    }
+
+
+def test_collectives_count_their_values(text):
+    assert text.collectives() == [Collective("all-reduce", 1, 4 * (128 + 9 * 128 * 128 + 1))]
+
+
+def test_copies_and_padding_name_their_origin(text):
+    (size, what, origin), *others = text.copies()
+    assert (size, what, origin, others) == (25 * 8 * 128 * 4, "f32[4,5,21]", "jit(step)/transpose", [])
+    wasted = {str(array): size for size, array, _ in text.padding()}
+    assert wasted["f32[4,5,21]"] == 4 * (8 * 128 - 5 * 21) * 4
+
+
+def test_no_host_is_waited_for_until_there_is_one(text):
+    assert text.host_transfers() == []
+    callback = '  %called = f32[8]{0:T(128)} custom-call(%image), custom_call_target="xla_python_cpu_callback"\n'
+    outfeed = "  %out = token[] outfeed(%image, %token), outfeed_shape=bf16[1,8,8,128]{3,2,1,0}\n"
+    for line in (callback, outfeed):
+        assert len(CompiledText(TEXT.replace("  ROOT %result", line + "  ROOT %result")).host_transfers()) == 1

@@ -1,0 +1,172 @@
+"""Plans: quickly with a compiler that only counts, and slowly with the real one for a slice that is not here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from fcn_jax.config import default
+from fcn_jax.errors import ConfigError, UserError
+from fcn_jax.plan import operations, planning, program, published, slices, tables
+from fcn_jax.plan.compiled_text import CompiledText
+from fcn_jax.plan.program import Memory, Program, TooLarge
+
+ROOT = Path(__file__).parents[1]
+# One all-reduce of 1,000 values; a step moves nothing else that matters here.
+TEXT = """HloModule step
+ENTRY %main (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0:T(1024)} parameter(0)
+  ROOT %sum = f32[1000]{0:T(1024)} all-reduce(%x), to_apply=%add
+}
+"""
+
+
+@pytest.fixture
+def config():
+    config = default()
+    config.model.update(name="fcn32s", width=1 / 16, fc_width=16)
+    config.data.update(name="voc2012", batch_size=16)
+    config.train.steps = 100
+    return config
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Plans for v5e without its compiler: on this machine's devices, and a GiB beside half a GiB an image."""
+    compiled = []
+
+    def compile_step(assembly, mesh, size, per_device, class_weights=None):
+        compiled.append((size, per_device))
+        temporaries = per_device * 2**29
+        memory = Memory(2**28, 0, 2**28, per_device, 2**29 + per_device, temporaries, 0, 2**29)
+        if memory.total > slices.CHIPS["v5e"].memory:
+            raise TooLarge("17.0 GiB needed")
+        return Program(per_device, memory, TEXT, 0.0)
+
+    def count(function, *arguments, platform):
+        return operations.Operations(1e9, 1e8, 1e7, 2e9).times(arguments[1]["image"].shape[0])
+
+    monkeypatch.setattr(planning, "compile_step", compile_step)
+    monkeypatch.setattr(operations, "count", count)
+    monkeypatch.setattr(published, "forward", lambda model, size, train=False: 1e9)
+    monkeypatch.setattr(slices, "devices", lambda part: jax.devices()[: part.device_count])
+    return compiled
+
+
+def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, quick):
+    part = slices.parse("v5e:2x4")
+    plan = planning.answer(planning.ask(config, part, size="64x64"))
+    assert quick[0] == ((64, 64), 2)  # 16 images on 8 devices
+    assert plan["largest"]["images_a_device"] == 29  # 1 GiB and 29.5 halves of one
+    assert plan["largest_step"]["images_a_step"] == 29 * 8
+    assert plan["step"]["memory"]["largest"] == "temporaries"
+    assert plan["step"]["collectives"] == [{"kind": "all-reduce", "count": 1, "size": 4000}]
+    rows = {row["topology"]: row for row in plan["slices"]}
+    assert [name for name, row in rows.items() if not row["derived"]] == ["v5e:2x4"]
+    assert rows["v5e:1x1"]["all_reduce"] == 0 < rows["v5e:16x16"]["all_reduce"]
+    here = rows["v5e:2x4"]
+    assert here["run_hours"] == pytest.approx(100 * here["step"] / 3600)
+    assert here["run_chip_hours"] == pytest.approx(8 * here["run_hours"])
+    text = "\n".join(tables.plan_lines(plan))
+    assert "voc" not in text.split("\n")[1] and "roofline: at least" in text and "derived" in text
+    assert "largest batch: 29 images a device" in text
+    json.dumps(plan)
+
+
+def test_a_batch_that_cannot_be_split_is_told_and_rounded_up(config, quick):
+    config.data.batch_size = 1
+    question = planning.ask(config, slices.parse("v5e:2x4"), size="64x64")
+    assert question.per_device == 1
+    assert "data.batch_size=1 cannot be split over 8 devices" in question.notes[0]
+    assert "--config.data.batch_size=8" in question.notes[0]
+    config.optim.accumulate = 3
+    assert planning.ask(config, slices.parse("v5e:2x4"), size="64x64").per_device == 3
+
+
+def test_what_does_not_fit_is_one_line_with_a_remedy(config, quick):
+    config.data.batch_size = 8 * 64
+    question = planning.ask(config, slices.parse("v5e:2x4"), size="64x64")
+    with pytest.raises(UserError, match=r"does not fit v5e:2x4: 17.0 GiB needed, 15.75 GiB there; try fewer than 64"):
+        planning.answer(question)
+
+
+def test_options_are_compared_in_all_combinations(config, quick):
+    options = ["model.dtype=float32,bfloat16", "loss.fused=true,false", "data.batch_size=8"]
+    found = dict(planning.compare(config, slices.parse("v5e:2x4"), options, "64x64", None))
+    assert len(found) == 4 and "model.dtype=bfloat16, loss.fused=False, data.batch_size=8" in found
+    lines = list(tables.comparison_lines(list(found.values()), list(found)))
+    assert len(lines) == 5
+    for wrong, words in (("loss.fusd=true", "did you mean 'loss.fused'"), ("loss.fused=maybe", "true or false")):
+        with pytest.raises(ConfigError, match=words):
+            list(planning.compare(config, slices.parse("v5e:2x4"), [wrong], "64x64", None))
+
+
+def test_a_sweep_doubles_until_it_does_not_fit(config, quick):
+    steps = list(planning.sweep(planning.ask(config, slices.parse("v5e:2x4"), size="64x64")))
+    assert [step["images_a_device"] for step in steps] == [1, 2, 4, 8, 16, 32]
+    assert "memory" in steps[-2] and "do not fit" in steps[-1]["too_large"]
+
+
+@pytest.mark.slow
+def test_the_step_is_compiled_for_the_devices_of_this_machine(config, fast_compilation):
+    """The real compiler, for CPUs: state, optimizer and batch are counted, and the state is given back in place."""
+    config.data.batch_size = 8
+    question = planning.ask(config, slices.parse("local"), size="32x32")
+    for mode in ("pmap", "mesh"):
+        question.assembly.config.parallel.mode = mode
+        compiled = question.compile()
+        memory = compiled.memory
+        assert memory.parameters == 4 * sum(
+            leaf.size for leaf in jax.tree.leaves(question.assembly.variables["params"])
+        )
+        assert memory.optimizer >= memory.parameters
+        assert memory.batch == 32 * 32 * (3 * 4 + 1) + 4
+        assert memory.results < memory.parameters
+    plan = planning.answer(question)
+    assert "roofline" not in plan["step"] and "slices" not in plan and plan["step"]["operations"]["convolutions"] > 0
+
+
+def test_the_command_refuses_in_one_line():
+    command = [sys.executable, "-m", "fcn_jax.plan", "--config", "configs/fcn8s.py:voc2012", "--topology", "v9:2x2"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --topology=v9:2x2: no chip 'v9'")
+
+
+def narrow(name: str, **fields):
+    config = default()
+    config.model.update(name=name, width=1 / 8, dtype="bfloat16", **fields)
+    config.data.update(name="voc2012", batch_size=8)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn8s", "segnet"])
+def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
+    """It computes in bfloat16 where that is asked, waits for no host, and neither scatters nor gathers."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed")
+    question = planning.ask(narrow(name), slices.parse("v5e:2x2"), size="64x96")
+    compiled = question.compile()
+    text = CompiledText(compiled.text)
+    assert text.host_transfers() == []
+    instructions = list(text.everything())
+    assert {each.opcode for each in instructions} & {"gather", "scatter"} == set()
+    convolutions = [each for each in instructions if "conv_general" in each.origin and each.opcode == "convolution"]
+    assert len(convolutions) > 20
+    for each in convolutions:
+        assert text.operand_types(each) == {"bf16"}, each.origin
+    kinds = {each.kind: each.size for each in text.collectives()}
+    # Every gradient is summed in float32, once.
+    assert set(kinds) == {"all-reduce"}
+    assert kinds["all-reduce"] == pytest.approx(compiled.memory.parameters, rel=0.05)
+    assert compiled.memory.results < 2**16  # the state is given back in place
+
+
+def test_a_shortage_is_read_off_the_compilers_line():
+    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.13G of 15.75G hbm."
+    assert program._shortage(message) == "20.1 GiB needed"
+    assert program._shortage("RESOURCE_EXHAUSTED: too much") == "more memory needed than there is"
