@@ -143,6 +143,7 @@ def measure(shapes: list[Shape], works: Iterable[str], path: Path, minutes: floa
     deadline = time.monotonic() + 60 * minutes
     where = records.circumstances(timing.matrix_rate())
     bandwidth = timing.bandwidth()
+    log = records.Log(path.stem, where, path.parent)
     done = {(row["shape"], row["work"]) for row in records.read(path) if row["commit"] == where.commit}
     for shape, work in itertools.product(shapes, works):
         if (shape.name, work) in done:
@@ -151,7 +152,7 @@ def measure(shapes: list[Shape], works: Iterable[str], path: Path, minutes: floa
             print("the minutes are over; run it again to go on")
             return
         row = measured(shape, work, where.matrix_gflops, bandwidth, rounds)
-        records.append(path.stem, [row], where, path.parent)
+        log.append([row])
 
 
 def measured(shape: Shape, work: str, matrix_gflops: float, bandwidth: float, rounds: int) -> dict[str, Any]:

@@ -33,14 +33,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
+    log = records.Log("loader_rate", records.circumstances(timing.matrix_rate(), peers.versions()), arguments.results)
     rows: list[dict[str, Any]] = []
     for suffix in (".jpg", ".png"):
         with tempfile.TemporaryDirectory() as folder:
             files.write_pairs(Path(folder), arguments.images, _SIZE, suffix)
-            rows += format_rows(suffix, Path(folder), arguments.batches, arguments.rounds)
+            found = format_rows(suffix, Path(folder), arguments.batches, arguments.rounds)
+        log.append(found)
+        rows += found
     print(records.table(rows, _SHOWN))
-    where = records.circumstances(timing.matrix_rate(), peers.versions())
-    records.append("loader_rate", rows, where, arguments.results)
 
 
 def format_rows(suffix: str, folder: Path, batches: int, rounds: int) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ def main() -> None:
         print(json.dumps(of_steps(nets.CASES[name], work)))
         return
     where = records.circumstances(timing.matrix_rate(), peers.versions())
+    log = records.Log("memory", where, arguments.results)
     for part in arguments.parts:
         measures = {
             "step": [functools.partial(step_rows, name) for name in arguments.cases],
@@ -58,7 +59,7 @@ def main() -> None:
         for measure in measures[part]:
             rows = measure()
             print(records.table(rows, _SHOWN), flush=True)
-            records.append("memory", rows, where, arguments.results)
+            log.append(rows)
 
 
 def of_steps(case: nets.Case, work: str) -> dict[str, int]:

@@ -37,13 +37,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
     predictor = make_predictor(arguments.net)
+    where = records.circumstances(timing.matrix_rate(), peers.versions())
+    log = records.Log("predict_latency", where, arguments.results)
     rows: list[dict[str, Any]] = []
     for text in arguments.sizes:
         height, _, width = text.partition("x")
-        rows += size_rows(arguments.net, predictor, (int(height), int(width)), arguments.rounds)
+        found = size_rows(arguments.net, predictor, (int(height), int(width)), arguments.rounds)
+        log.append(found)
+        rows += found
     print(records.table(rows, _SHOWN))
-    where = records.circumstances(timing.matrix_rate(), peers.versions())
-    records.append("predict_latency", rows, where, arguments.results)
 
 
 def make_predictor(net: str) -> Predictor:

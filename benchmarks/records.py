@@ -21,6 +21,7 @@ from fcn_jax.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
+_TOLERATED = 0.05  # share of the machine that others may take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +82,39 @@ def device() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def append(script: str, rows: Iterable[Mapping[str, Any]], where: Circumstances, folder: Path = RESULTS) -> Path:
-    """Appends rows to `<folder>/<script>.csv`, which is made if need be; gives its path.
+class Log:
+    """Appends rows to `<folder>/<script>.csv`, each with its circumstances.
 
-    Raises DataError where the file has other columns: rows of two kinds do not belong into one file.
+    One of them is `others`, the share of the machine that other processes took since the log was begun or the rows
+    before were appended: begin it where measuring begins.
     """
-    path = folder / f"{script}.csv"
-    for row in rows:
-        full = dataclasses.asdict(where) | {name: _plain(value) for name, value in row.items()}
-        known = columns(path)
-        if known and known != list(full):
-            odd = ", ".join(sorted(set(known) ^ set(full))) or "their order"
-            raise DataError(f"{path} has other columns ({odd}); move it away, or begin another")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(full), lineterminator="\n")
-            if not known:
-                writer.writeheader()
-            writer.writerow(full)
-    return path
+
+    def __init__(self, script: str, where: Circumstances, folder: Path = RESULTS):
+        self.path, self.where = folder / f"{script}.csv", where
+        self._others = machine.Others()
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends the rows to the file, which is made if need be.
+
+        Raises DataError where the file has other columns: rows of two kinds do not belong into one file.
+        """
+        others = self._others.share()
+        self._others = machine.Others()
+        if others > _TOLERATED:
+            print(f"other processes took {100 * others:.0f} % of the machine meanwhile: measure this again", flush=True)
+        for row in rows:
+            full = dataclasses.asdict(self.where) | {"others": round(others, 3)}
+            full |= {name: _plain(value) for name, value in row.items()}
+            known = columns(self.path)
+            if known and known != list(full):
+                odd = ", ".join(sorted(set(known) ^ set(full))) or "their order"
+                raise DataError(f"{self.path} has other columns ({odd}); move it away, or begin another")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(full), lineterminator="\n")
+                if not known:
+                    writer.writeheader()
+                writer.writerow(full)
 
 
 def columns(path: Path) -> list[str]:

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
+    log = records.Log("start_time", records.circumstances(timing.matrix_rate()), arguments.results)
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as cache:
@@ -44,7 +45,7 @@ def main() -> None:
         for name, spent in seconds.items()
     ]
     print(records.table(rows, _SHOWN))
-    records.append("start_time", rows, records.circumstances(timing.matrix_rate()), arguments.results)
+    log.append(rows)
 
 
 def first_step(config: str, cache: Path, *arguments: str) -> float:

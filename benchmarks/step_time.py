@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     arguments = parser.parse_args()
     rate = timing.matrix_rate()
-    where = records.circumstances(rate, peers.versions())
+    log = records.Log("step_time", records.circumstances(rate, peers.versions()), arguments.results)
     rows = []
     for name, work in itertools.product(arguments.cases, arguments.works):
         case = CASES[name]
@@ -49,7 +49,7 @@ def main() -> None:
         else:
             found = compare(name, case, work, rate, arguments.rounds)
         # At once, so that what is cut short leaves what it had.
-        records.append("step_time", found, where, arguments.results)
+        log.append(found)
         rows += found
     print(f"2048³ matrix product: {rate:.0f} GFLOP/s")
     print(records.table(rows, _SHOWN))

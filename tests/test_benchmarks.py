@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -62,16 +63,18 @@ def test_short_calls_are_repeated():
 
 def test_records_append_and_refuse_other_columns(tmp_path):
     rows = [{"ratio": 1.234567, "note": None}, {"ratio": 2.0, "note": "differs"}]
-    path = records.append("some", rows[:1], WHERE, tmp_path)
-    records.append("some", rows[1:], WHERE, tmp_path)
-    found = records.read(path)
+    log = records.Log("some", WHERE, tmp_path)
+    log.append(rows[:1])
+    log.append(rows[1:])
+    found = records.read(log.path)
     assert [(row["ratio"], row["note"], row["commit"]) for row in found] == [
         ("1.2346", "", "abc"),
         ("2.0", "differs", "abc"),
     ]
-    assert path.read_text().count("date,") == 1
+    assert log.path.read_text().count("date,") == 1
+    assert all(0 <= float(row["others"]) <= 1 for row in found)
     with pytest.raises(DataError, match="other columns"):
-        records.append("some", [{"ratio": 1.0}], WHERE, tmp_path)
+        log.append([{"ratio": 1.0}])
 
 
 def test_a_table_is_aligned():
@@ -196,6 +199,15 @@ def test_fused_heads_compute_what_plain_ones_do(fast_compilation):
     assert float(fused) == pytest.approx(float(plain), rel=1e-5)
     whole, by_rows = (np.asarray(jax.jit(form)(scores, labels)) for form in found["confusion"])
     np.testing.assert_array_equal(whole, by_rows)
+
+
+def test_own_work_is_not_counted_as_others():
+    others, before = machine.Others(), machine._own_seconds()
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < 0.3:
+        pass
+    assert machine._own_seconds() - before > 0.1
+    assert 0 <= others.share() <= 1
 
 
 def test_memory_is_told():
