@@ -16,7 +16,7 @@ bin = $(VENV)/bin
 base_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-base$(EXTRAS:%=-%)
 dev_stamp = $(VENV)/.installed-$(notdir $(PYTHON))-dev$(EXTRAS:%=-%)
 
-.PHONY: help train test lint pod-check pod-check-compiled constraints clean
+.PHONY: help train test lint pod-check pod-check-compiled constraints peers clean
 
 help:
 	@echo "make train         set up $(VENV) and train:  train.py --config $(CONFIG) $(ARGS)"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint          ruff and pyright"
 	@echo "make pod-check     compile every net's training step for a TPU slice, v5e:4x4; resumes where it was stopped"
 	@echo "make constraints   pin the newest dependencies that fit (constraints.txt)"
+	@echo "make peers         set up .venv-peers: PyTorch and ONNX Runtime, for benchmarks/ to be compared with"
 	@echo "make clean         remove $(VENV)"
 	@echo "Variables: PYTHON=python3.12  VENV=.venv-other  EXTRAS=cuda12  CONFIG=configs/fcn8s.py:folder  ARGS=…"
 
@@ -71,6 +72,19 @@ constraints: $(dev_stamp)
 	@$(bin)/uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --extra dev --extra plan \
 	  pyproject.toml >> $@.new
 	@mv $@.new constraints.txt
+
+# PyTorch, for CPUs, and ONNX Runtime live apart: they share no version with us but that of the decoder. Where pip's own
+# index gives PyTorch for GPUs, PIP_EXTRA_INDEX_URL names one for CPUs, which is smaller and as fast on them.
+PEERS_PYTHON = python3.11
+peers_stamp = .venv-peers/.installed
+
+peers: $(peers_stamp)
+
+$(peers_stamp): benchmarks/peers.txt
+	@rm -rf .venv-peers
+	@$(PEERS_PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --requirement benchmarks/peers.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

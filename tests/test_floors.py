@@ -16,7 +16,7 @@ FLOORS = {
     2: "weights config steps state statistics optim hosts parallel checkpoints report visualize preemption "
     "compilations command_line",
     3: "plan training assembly transplant workdirs progress evaluation predict proposals picture_files",
-    4: "train evaluate configs",
+    4: "train evaluate configs benchmarks",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 LEAVES = {"labels", "inputs", "errors"}  # what the rest of floor 0 may import
@@ -30,7 +30,9 @@ FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "common", "base", "mana
 
 def program_files(root: Path = ROOT) -> list[Path]:
     scripts = [path for path in (root / "train.py", root / "evaluate.py") if path.is_file()]
-    return sorted((root / "fcn_jax").rglob("*.py")) + sorted((root / "configs").rglob("*.py")) + scripts
+    return [
+        path for part in ("fcn_jax", "configs", "benchmarks") for path in sorted((root / part).rglob("*.py"))
+    ] + scripts
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:
@@ -74,7 +76,7 @@ def complaints(module: str, imported: list[str]) -> list[str]:
         if is_within(name, "tensorflow"):
             found.append(f"{module} imports {name}: no TensorFlow")
         found += [f"{module} must not import {name}" for bad in FORBIDDEN.get(here, ()) if is_within(name, bad)]
-        there = room(name) if name.split(".")[0] in ("fcn_jax", "configs", "train", "evaluate") else ""
+        there = room(name) if name.split(".")[0] in ("fcn_jax", *FLOORS[4].split()) else ""
         if there in FLOOR and there != here:
             if module == "fcn_jax" or FLOOR[there] > FLOOR[here]:
                 found.append(f"{module} imports {name}: the arrow goes up")

@@ -6,6 +6,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "package": ("fcn_jax", "train.py", "evaluate.py"),
     "configs": ("configs",),
+    "benchmarks": ("benchmarks",),
     "tests": ("tests",),
     "tools": ("tools",),
 }

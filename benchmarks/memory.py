@@ -1,0 +1,185 @@
+"""How much memory a step takes, beside PyTorch, and the loss head by itself.
+
+    python -m benchmarks.memory                          both parts: ten minutes on two cores
+    python -m benchmarks.memory --cases fcn8s-same       some cases
+    python -m benchmarks.memory --parts head             the compiler's figures alone
+
+Steps: each runs in a process of its own, and what is told is the peak of the process's resident memory: over all of its
+life, imports and compilation and the drawing of weights among it, and over its later steps alone. `ratio` is ours over
+the peer's: below one we take less.
+
+Head: the temporaries, by the compiler, of loss and gradient from FCN-8s' coarse scores, with full-size logits (plain)
+and row block by row block (fused); `ratio` is fused over plain.
+"""
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import draws, machine, nets, peers, records, timing
+from fcn_jax import losses, metrics, models
+from fcn_jax.ops.resampling import map_rows, sum_over_rows
+
+_MIB = 2**20
+_STEPS = 3
+_CASES = [name for name, case in nets.CASES.items() if "own step" in case.works]
+_SHOWN = ("part", "what", "runner", "ratio", "peak_mib", "steps_mib", "seconds")
+_HEAD = (8, 512, 512)  # images, height, width
+_STRIDE = 8
+
+
+def main() -> None:
+    """Measures, prints the table, appends the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=("step", "head"), default=["step", "head"])
+    parser.add_argument("--cases", nargs="+", choices=_CASES, default=_CASES)
+    parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
+    parser.add_argument("--results", type=Path, default=records.RESULTS)
+    parser.add_argument("--measure", nargs=2, metavar=("CASE", "WORK"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        name, work = arguments.measure
+        print(json.dumps(of_steps(nets.CASES[name], work)))
+        return
+    where = records.circumstances(timing.matrix_rate(), peers.versions())
+    log = records.Log("memory", where, arguments.results)
+    for part in arguments.parts:
+        measures = {
+            "step": [functools.partial(step_rows, name) for name in arguments.cases],
+            "head": [functools.partial(head_rows, _HEAD, arguments.rounds)],
+        }
+        for measure in measures[part]:
+            rows = measure()
+            print(records.table(rows, _SHOWN), flush=True)
+            log.append(rows)
+
+
+def of_steps(case: nets.Case, work: str) -> dict[str, int]:
+    """Bytes of this process at its peak (`life`), and at that of its last steps alone (`steps`)."""
+    step = nets.WORKS[work](case)
+    step()
+    life = machine.memory()["peak"]
+    forgotten = machine.forget_peak()
+    for _ in range(_STEPS):
+        step()
+    peak = machine.memory()["peak"]
+    return {"life": max(life, peak), "steps": peak if forgotten else 0}
+
+
+def step_rows(name: str) -> list[dict[str, Any]]:
+    """The peak of a process that runs steps: our two forms, and PyTorch's in both orders of memory."""
+    case = nets.CASES[name]
+    found: dict[str, dict[str, int]] = {}
+    for work in ("own step", "plain step"):
+        command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, work]
+        done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=True)
+        found[f"fcn_jax, {work}"] = json.loads(done.stdout.splitlines()[-1])
+    for runtime in case.runtimes if peers.python() else ():
+        with peers.Peer() as peer:
+            peer.ask(**nets.peer_command(case, "own step", runtime))
+            peer.ask(do="run")
+            life = peer.ask(do="memory")["peak"]
+            forgotten = peer.ask(do="forget_peak")["done"]
+            for _ in range(_STEPS):
+                peer.ask(do="run")
+            peak = peer.ask(do="memory")["peak"]
+            found[runtime] = {"life": max(life, peak), "steps": peak if forgotten else 0}
+    least = min((each["life"] for runner, each in found.items() if not runner.startswith("fcn_jax")), default=None)
+    return [
+        {
+            "part": "step",
+            "what": name,
+            "runner": runner,
+            "ratio": each["life"] / least if least else None,
+            "peak_mib": each["life"] / _MIB,
+            "steps_mib": each["steps"] / _MIB,
+            "seconds": None,
+        }
+        for runner, each in found.items()
+    ]
+
+
+def head_rows(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
+    """Temporaries and seconds of each loss with its gradient, and of evaluation's confusion matrix, fused and plain."""
+    images, *size = shape
+    cells = [-(-side // _STRIDE) for side in size]
+    resampling = models.create("fcn8s", draws.CLASSES).resampling(tuple(cells), tuple(size))
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((images, *cells, draws.CLASSES), np.float32))
+    labels = jnp.asarray(draws.labels(images, *size))
+    rows = []
+    for what, (plain, fused) in heads(resampling).items():
+        programs = {"plain": jax.jit(plain), "fused": jax.jit(fused)}
+        compiled = {form: program.lower(scores, labels).compile() for form, program in programs.items()}
+        runs = {
+            form: functools.partial(timing.timed, functools.partial(program, scores, labels))
+            for form, program in compiled.items()
+        }
+        seconds = timing.in_turn(runs, rounds)
+        analyses: dict[str, Any] = {form: program.memory_analysis() for form, program in compiled.items()}
+        sizes = {form: analysis.temp_size_in_bytes for form, analysis in analyses.items()}
+        rows += [
+            {
+                "part": "head",
+                "what": what,
+                "runner": form,
+                "ratio": sizes[form] / sizes["plain"],
+                "peak_mib": sizes[form] / _MIB,
+                "steps_mib": None,
+                "seconds": timing.summary(seconds[form])["seconds"],
+            }
+            for form in programs
+        ]
+    return rows
+
+
+def heads(resampling: Any) -> dict[str, tuple[Any, Any]]:
+    """Of each loss, and of evaluation: what the plain and the fused form compute of scores and labels."""
+    weights = jnp.linspace(0.5, 1.5, draws.CLASSES)
+    chosen = {
+        "cross_entropy": losses.LOSSES["cross_entropy"],
+        "cross_entropy, weighted": losses.of_pixels(losses.cross_entropy, class_weights=weights),
+        "focal": losses.LOSSES["focal"],
+        "dice": losses.LOSSES["dice"],
+    }
+
+    def both(loss: losses.Loss) -> tuple[Any, Any]:
+        def plain(scores, labels):
+            return loss(resampling(scores), labels)[0]
+
+        def fused(scores, labels):
+            return loss.finish(sum_over_rows(loss.sums, scores, labels, resampling))[0]
+
+        return jax.value_and_grad(plain), jax.value_and_grad(fused)
+
+    def confusion(logits, labels):
+        return metrics.confusion(labels, jnp.argmax(logits, axis=-1), draws.CLASSES)
+
+    def matrix(scores, labels):
+        return confusion(resampling(scores), labels)
+
+    def matrix_by_rows(scores, labels):
+        each = losses.each_image(confusion)
+        return jnp.sum(sum_over_rows(each, scores, labels, resampling), axis=0)
+
+    def classes(scores, labels):
+        return jnp.argmax(resampling(scores), axis=-1).astype(jnp.uint8)
+
+    def classes_by_rows(scores, labels):
+        return map_rows(lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.uint8), scores, resampling)
+
+    return {name: both(loss) for name, loss in chosen.items()} | {
+        "confusion": (matrix, matrix_by_rows),
+        "argmax": (classes, classes_by_rows),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""How long a forward pass and a training step take, beside PyTorch and ONNX Runtime in the same minutes.
+
+    python -m benchmarks.step_time                                       every case and work, 20 minutes
+    python -m benchmarks.step_time --cases fcn8s-same --works forward    some of them
+    python -m benchmarks.step_time --cases fcn8s-same --data real        our steps, fed from JPEG and PNG files
+
+Weights and images are the same on both sides, and so are the results, or the row says by how much they differ: of a
+forward pass the logits, of steps the losses of the first and of every later one. `ratio` is the peer's seconds over
+ours: above one we are faster. `share` is the rate of convolutions and matrix products over that of a 2048³ product in
+the same run.
+"""
+
+import argparse
+import contextlib
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import files, flops, nets, peers, records, timing
+from benchmarks.nets import CASES, Case
+
+_EQUAL = 1e-5  # largest difference over largest value
+_SHOWN = ("case", "work", "data", "runner", "ratio", "seconds", "fastest", "slowest", "share", "difference", "note")
+
+
+def main() -> None:
+    """Measures, prints the table, appends the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--works", nargs="+", choices=nets.WORKS, default=list(nets.WORKS))
+    parser.add_argument("--data", choices=("synthetic", "real"), default="synthetic")
+    parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
+    parser.add_argument("--results", type=Path, default=records.RESULTS)
+    arguments = parser.parse_args()
+    rate = timing.matrix_rate()
+    log = records.Log("step_time", records.circumstances(rate, peers.versions()), arguments.results)
+    rows = []
+    for name, work in itertools.product(arguments.cases, arguments.works):
+        case = CASES[name]
+        if work not in case.works or (arguments.data == "real" and work != "own step"):
+            continue
+        if arguments.data == "real":
+            found = [real_row(name, case, rate, arguments.rounds)]
+        else:
+            found = compare(name, case, work, rate, arguments.rounds)
+        # At once, so that what is cut short leaves what it had.
+        log.append(found)
+        rows += found
+    print(f"2048³ matrix product: {rate:.0f} GFLOP/s")
+    print(records.table(rows, _SHOWN))
+
+
+def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[dict[str, Any]]:
+    """The rows of one work on one case, ours first."""
+    ours = nets.WORKS[work](case)
+    operations = flops.count(*_flat(ours.program()))
+    begun = time.perf_counter()
+    first = np.asarray(ours())
+    cold = time.perf_counter() - begun
+    losses: dict[str, list[float]] = {"fcn_jax": [float(first)] if first.ndim == 0 else []}
+    with contextlib.ExitStack() as stack:
+        runs = {"fcn_jax": lambda: timing.timed(lambda: _noted(losses["fcn_jax"], ours()))}
+        others: dict[str, peers.Peer] = {}
+        for runtime in case.runtimes if peers.python() else ():
+            if work != "forward" and runtime == "onnxruntime":
+                continue
+            peer = stack.enter_context(peers.Peer())
+            peer.ask(**nets.peer_command(case, work, runtime))
+            reply = peer.ask(do="run")
+            losses[runtime] = [reply["loss"]] if "loss" in reply else []
+            others[runtime] = peer
+            runs[runtime] = _noting(peer, losses[runtime])
+        differences = {
+            runtime: peers.difference(first, peer.output()) if work == "forward" else None
+            for runtime, peer in others.items()
+        }
+        seconds = timing.in_turn(runs, rounds)
+    for runtime in others:
+        if work != "forward":
+            differences[runtime] = _largest_gap(losses["fcn_jax"], losses[runtime])
+    ours_seconds = statistics.median(seconds["fcn_jax"])
+    return [
+        {
+            "case": name,
+            "work": work,
+            "data": "synthetic",
+            "runner": runner,
+            **_figures(spent, operations if runner == "fcn_jax" else None, rate),
+            "ratio": statistics.median(spent) / ours_seconds,
+            "first_call": cold if runner == "fcn_jax" else None,
+            "wait_share": None,
+            "difference": differences.get(runner),
+            "note": "differs" if (differences.get(runner) or 0) > _EQUAL else "",
+        }
+        for runner, spent in seconds.items()
+    ]
+
+
+def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
+    """Our own step fed by the loader, from files of the case's size; the waiting for data counts."""
+    step = nets.OwnStep(case)
+    operations = flops.count(*_flat(step.program()))
+    with tempfile.TemporaryDirectory() as folder:
+        files.write_pairs(Path(folder), 16, case.size)
+        batches = files.our_batches(Path(folder), batch_size=case.images, augment={"flip": True})
+        step(step.put(next(batches)))
+        seconds, waits = [], []
+        for _ in range(max(rounds, 2)):
+            begun = time.perf_counter()
+            batch = step.put(next(batches))
+            waits.append(time.perf_counter() - begun)
+            step(batch)
+            seconds.append(time.perf_counter() - begun)
+    return {
+        "case": name,
+        "work": "own step",
+        "data": "real",
+        "runner": "fcn_jax",
+        **_figures(seconds, operations, rate),
+        "ratio": 1.0,
+        "first_call": None,
+        "wait_share": sum(waits) / sum(seconds),
+        "difference": None,
+        "note": f"waiting {100 * sum(waits) / sum(seconds):.1f} %",
+    }
+
+
+def _figures(seconds: list[float], operations: int | None, rate: float) -> dict[str, Any]:
+    """Seconds, and rates where the operations are known: those of our program, which need not be the peers'."""
+    summary = timing.summary(seconds)
+    if operations is None:
+        return {**summary, "gflop": None, "gflops": None, "share": None}
+    achieved = operations / summary["seconds"] / 1e9
+    return {**summary, "gflop": operations / 1e9, "gflops": achieved, "share": achieved / rate}
+
+
+def _flat(program: tuple[Any, tuple[Any, ...]]) -> tuple[Any, ...]:
+    function, arguments = program
+    return function, *arguments
+
+
+def _noted(losses: list[float], result: Any) -> Any:
+    if result.ndim == 0:
+        losses.append(float(result))
+    return result
+
+
+def _noting(peer: peers.Peer, losses: list[float]) -> Any:
+    def run() -> float:
+        reply = peer.ask(do="run")
+        if "loss" in reply:
+            losses.append(reply["loss"])
+        return reply["seconds"]
+
+    return run
+
+
+def _largest_gap(ours: list[float], theirs: list[float]) -> float:
+    """Of the losses of the same steps, relative to the larger: that the later ones agree says that gradients do."""
+    return max(abs(a - b) / max(abs(a), abs(b)) for a, b in zip(ours, theirs, strict=True))
+
+
+if __name__ == "__main__":
+    main()
