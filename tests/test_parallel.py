@@ -218,6 +218,7 @@ class TestShardedState:
         train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", seed=3)
         return train_step, state.create(params, optimizer)
 
+    @pytest.mark.slow
     def test_shares_stay_where_they_are(self, begun, monkeypatch):
         monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
         train_step, first = begun

@@ -14,6 +14,7 @@ from fcn_jax.ops.surroundings import Surrounded
 # Kernel sizes of a trunk, 0 for a pooling.
 LAYERS = (3, 3, 0, 3, 1, 0, 3, 3, 0, 3, 0, 5, 3)
 CHANNELS = 3
+MORE_SIZES = (((1, 1), 100, 11), ((130, 6), 40, 4), ((64, 64), 13, 0))
 
 
 def kernels():
@@ -52,7 +53,10 @@ def image_of(size):
 
 @pytest.mark.parametrize(
     ("size", "padding", "surrounded"),
-    [((40, 51), 100, 9), ((1, 1), 100, 11), ((5, 130), 60, 6), ((130, 6), 40, 4), ((33, 34), 11, 0), ((64, 64), 13, 0)],
+    [
+        *(((40, 51), 100, 9), ((5, 130), 60, 6), ((33, 34), 11, 0)),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in MORE_SIZES),
+    ],
 )
 def test_every_cell_is_the_plain_maps(size, padding, surrounded):
     image, parameters = image_of(size), kernels()
@@ -70,6 +74,7 @@ def test_every_cell_is_the_plain_maps(size, padding, surrounded):
     assert held[0] >= surrounded, held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(40, 51), (2, 77)])
 def test_gradients_are_the_plain_maps(size):
     image, parameters = image_of(size), kernels()

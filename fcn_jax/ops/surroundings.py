@@ -132,6 +132,8 @@ def _with_runs(x: Surrounded, runs: Sequence[int]) -> Surrounded:
     """The same map, with so many equal cells between the edges of its background."""
     background = x.background
     for place, (axis, run) in enumerate(zip(x.axes, runs, strict=True), start=1):
+        if run == axis.run:
+            continue
         behind = axis.before + axis.run
         background = _laid_out(background, axis, place, (0, axis.before), run, (behind, behind + axis.after))
     return Surrounded(x.core, background, [axis._replace(run=run) for axis, run in zip(x.axes, runs, strict=True)])
@@ -142,23 +144,23 @@ def _extended(x: Surrounded, seen: Sequence[tuple[int, int]]) -> jax.Array:
     rows, columns = x.axes
     (top, bottom), (left, right) = seen
     beside = rows.start, rows.stop
-    strips = [
-        _of_background(x, (top, rows.start), (left, right)),
-        jnp.concatenate(
-            [
-                _of_background(x, beside, (left, columns.start)),
-                x.core,
-                _of_background(x, beside, (columns.stop, right)),
-            ],
-            axis=2,
-        ),
-        _of_background(x, (rows.stop, bottom), (left, right)),
-    ]
-    return jnp.concatenate(strips, axis=1)
+    middle = _joined(
+        _of_background(x, beside, (left, columns.start)),
+        x.core,
+        _of_background(x, beside, (columns.stop, right)),
+        place=2,
+    )
+    above, below = ((top, rows.start), (rows.stop, bottom))
+    return _joined(_of_background(x, above, (left, right)), middle, _of_background(x, below, (left, right)), place=1)
 
 
-def _of_background(x: Surrounded, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
-    """The part of the map from start to stop along each axis as it is without an image; zeros beyond the map."""
+def _of_background(x: Surrounded, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array | None:
+    """The part of the map from start to stop along each axis as it is without an image; zeros beyond the map.
+
+    None where that is empty.
+    """
+    if rows[0] == rows[1] or columns[0] == columns[1]:
+        return None
     part = x.background
     for place, (axis, (start, stop)) in enumerate(zip(x.axes, (rows, columns), strict=True), start=1):
         # Where the wanted part begins and ends among the cells before the run, of it, and after it.
@@ -171,7 +173,8 @@ def _of_background(x: Surrounded, rows: tuple[int, int], columns: tuple[int, int
         part = _laid_out(part, axis, place, before, run[1] - run[0], after)
         widths = [(0, 0, 0)] * 4
         widths[place] = min(max(-start, 0), stop - start), min(max(stop - axis.length, 0), stop - start), 0
-        part = lax.pad(part, np.zeros((), part.dtype), widths)
+        if any(map(any, widths)):
+            part = lax.pad(part, np.zeros((), part.dtype), widths)
     return jnp.broadcast_to(part, (x.core.shape[0], *part.shape[1:]))
 
 
@@ -180,9 +183,17 @@ def _laid_out(
 ) -> jax.Array:
     """Some cells of a background along one axis, so many like those of its run, and some cells again."""
     equal = lax.slice_in_dim(x, axis.before, axis.before + 1, axis=place)
-    parts = [
+    return _joined(
         lax.slice_in_dim(x, *before, axis=place),
         jnp.broadcast_to(equal, (*x.shape[:place], run, *x.shape[place + 1 :])),
         lax.slice_in_dim(x, *after, axis=place),
-    ]
-    return jnp.concatenate([part for part in parts if part.shape[place]] or parts[:1], axis=place)
+        place=place,
+    )
+
+
+def _joined(*parts: jax.Array | None, place: int) -> jax.Array:
+    """The parts beside each other. Fewer operations are compiled sooner: those that are empty are left out."""
+    there = [part for part in parts if part is not None and part.shape[place]]
+    if len(there) == 1:
+        return there[0]
+    return jnp.concatenate(there or [part for part in parts if part is not None][:1], axis=place)

@@ -35,7 +35,13 @@ def run(path, model: str, image: np.ndarray) -> dict[str, jax.Array]:
     return taps
 
 
-@pytest.mark.parametrize("release", RELEASES)
+# The nets that have most layers of all kinds; the others are left to the full tier.
+QUICK = ("voc-fcn8s", "nyud-fcn32s-color-d", "siftflow-fcn16s", "voc-fcn-alexnet")
+
+
+@pytest.mark.parametrize(
+    "release", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RELEASES]
+)
 def test_every_stored_blob(shared, release):
     folder = shared / "parity" / release
     with np.load(folder / "case.npz") as case:

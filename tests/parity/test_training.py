@@ -99,6 +99,7 @@ def test_the_recipe_says_what_the_prototxt_does(case, net, training):
     assert all(rate == 0 for name, (rate, _) in meta["mults"].items() if name.startswith("upscore"))
 
 
+@pytest.mark.slow
 def test_the_first_gradient(case, net, training):
     meta, arrays = case
     model, params = net
