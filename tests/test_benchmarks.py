@@ -164,6 +164,7 @@ def test_shapes_are_measured_once_a_commit(tmp_path, monkeypatch):
 TINY = nets.Case("fcn_alexnet", (33, 40), {"padding": "same", "width": 1 / 64, "fc_width": 8})
 
 
+@pytest.mark.slow
 def test_both_steps_learn(fast_compilation):
     for work in ("plain step", "own step"):
         step = nets.WORKS[work](TINY)
