@@ -13,7 +13,6 @@ HEAD = (
     "| experiment | slice | images a chip | memory, GiB | temporaries, GiB | TFLOP | moved, GiB | least time | bound "
     "by | images/s at most | largest batch a chip | |"
 )
-BOUNDS = {"arithmetic": "arithmetic", "memory": "memory", "all_reduce": "all-reduce"}
 
 
 def main() -> None:
@@ -45,8 +44,7 @@ def rows(plan: dict[str, Any], derive: list[str]) -> Iterator[str]:
         yield _row(name, plan["topology"], plan["largest_step"], "", "compiled")
     for other in plan["slices"]:
         if other["topology"] in derive and other["derived"]:
-            line = plan["step"]["roofline"] | {key: other[key] for key in ("step", "all_reduce", "images_per_second")}
-            line["bound"] = max((line[key], words) for key, words in BOUNDS.items())[1]
+            line = {key: other[key] for key in ("step", "bound", "images_per_second")}
             yield _row(name, other["topology"], plan["step"] | {"roofline": line}, most, "derived")
 
 

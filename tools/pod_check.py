@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fcn_jax import models
 from fcn_jax.errors import UserError
 from fcn_jax.plan import planning, slices
+from fcn_jax.plan.program import REMEMBERED
 from fcn_jax.plan.tables import comparison_lines
 
 ROOT = Path(__file__).parents[1]
-REMEMBER = Path("~/.cache/fcn_jax/plans").expanduser()
 # Experiment by the beginning of a net's name, the longest that fits; its model.name becomes the net's.
 EXPERIMENTS = {
     "fcn": ("fcn8s", "voc2012"),
@@ -78,7 +78,7 @@ def check(net: str, part: slices.Slice) -> dict[str, Any]:
     config = importlib.import_module(f"configs.{file}").get_config(variant)
     config.model.name = net
     try:
-        return planning.answer(planning.ask(config, part, remember=REMEMBER), largest=False)["step"]
+        return planning.answer(planning.ask(config, part, remember=REMEMBERED), largest=False)["step"]
     except UserError as error:
         return {"too_large": str(error)}
 

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from fcn_jax import command_line
 from fcn_jax.errors import ConfigError
 from fcn_jax.plan import planning, slices, tables
+from fcn_jax.plan.program import REMEMBERED
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:VARIANT.")
 TOPOLOGY = flags.DEFINE_string("topology", slices.LOCAL, "A slice, as v5e:4x4; or local, the devices of this machine.")
@@ -42,14 +43,14 @@ def main(arguments: Sequence[str]) -> None:
     part = slices.parse(TOPOLOGY.value)
     if COMPARE.value:
         labels, steps = [], []
-        for label, step in planning.compare(config, part, COMPARE.value, SIZE.value, CLASSES.value, _remember()):
+        for label, step in planning.compare(config, part, COMPARE.value, SIZE.value, CLASSES.value, REMEMBERED):
             print(f"compiled {label}", file=sys.stderr, flush=True)
             labels.append(label)
             steps.append(step)
         print("\n".join(tables.comparison_lines(steps, labels)))
         _write({"topology": str(part), "compared": dict(zip(labels, steps, strict=True))})
         return
-    question = planning.ask(config, part, SIZE.value, CLASSES.value, _remember())
+    question = planning.ask(config, part, SIZE.value, CLASSES.value, REMEMBERED)
     if LATENCY.value:
         figures = planning.latency(question)
         print("\n".join(tables.latency_lines(question.size, figures)))
@@ -64,10 +65,6 @@ def main(arguments: Sequence[str]) -> None:
     plan = planning.answer(question, largest=LARGEST.value, search=SEARCH.value, seconds=SECONDS.value)
     print("\n".join(tables.plan_lines(plan)))
     _write(plan)
-
-
-def _remember() -> Path:
-    return Path("~/.cache/fcn_jax/plans").expanduser()
 
 
 def _write(plan: dict) -> None:

@@ -96,6 +96,7 @@ def of_slices(part: Slice, figures: dict[str, Any], images: int) -> list[dict[st
                 "images_a_step": step_images,
                 "all_reduce": line["all_reduce"],
                 "step": line["step"],
+                "bound": line["bound"],
                 "images_per_second": line["images_per_second"],
                 "run_hours": hours,
                 "run_chip_hours": hours * other.chips,

@@ -20,6 +20,7 @@ from fcn_jax import evaluation
 from fcn_jax.assembly import Assembly
 from fcn_jax.labels import by_head, only_head
 
+REMEMBERED = Path("~/.cache/fcn_jax/plans").expanduser()  # where commands keep what was compiled
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
