@@ -26,8 +26,12 @@ class TrainState:
 
 def init_variables(model: nn.Module, seed: int) -> Any:
     """A net's parameters and running statistics, as drawn from `seed`. They do not depend on the image's size."""
+    key = jax.random.key(seed)
     image = jnp.zeros((1, 32, 32, model.in_channels))  # pyright: ignore[reportAttributeAccessIssue]
-    return jax.jit(model.init)(jax.random.key(seed), image)
+    if isinstance(key, jax.core.Tracer) or jax.default_backend() != "cpu":
+        return jax.jit(model.init)(key, image)
+    # LLVM's third level unrolls the random bits' rounds: three times the compilation for the same values in the same time.
+    return jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 2})(key, image)
 
 
 def init_params(model: nn.Module, seed: int) -> Any:

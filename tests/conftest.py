@@ -1,18 +1,35 @@
 """What holds in every test: eight virtual CPU devices, and JAX at its strictest, which users do not pay for."""
 
+import atexit
 import functools
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-# The backend reads these once, when it starts; what the caller has set in XLA_FLAGS stays.
+# The backend reads these once, when it starts; what the caller has set in XLA_FLAGS stays. The tests compile thousands of
+# programs and run each once or twice: LLVM's second level and XLA's older code for fused loops halve the time that takes.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=2",
+        "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    ]
+)
+# What one process has compiled the others find: both workers, and the programs that tests start. CI names a folder of its
+# own, which its tiers share.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fcn_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 # In this process only, not in the environment: programs that tests start run as users run them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -70,21 +87,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module")
-def fast_compilation(tmp_path_factory):
-    """Programs are compiled with little optimisation, and once: runs that follow find them on disk."""
-    options = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
+def fast_compilation():
+    """Programs are compiled with as little optimisation as there is."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

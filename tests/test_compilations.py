@@ -49,7 +49,7 @@ def test_quick_ones_and_those_outside_are_not_told(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_found_on_disk_is_told_apart(every_one, fast_compilation, capsys):
+def test_what_is_found_on_disk_is_told_apart(every_one, capsys):
     with compilations.told():
         for _ in range(2):
             jax.clear_caches()

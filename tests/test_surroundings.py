@@ -17,6 +17,11 @@ CHANNELS = 3
 MORE_SIZES = (((1, 1), 100, 11), ((130, 6), 40, 4), ((64, 64), 13, 0))
 
 
+@pytest.fixture(autouse=True)
+def small_maps_count(monkeypatch):
+    monkeypatch.setattr(surroundings, "_ENOUGH", 0)
+
+
 def kernels():
     generator = np.random.default_rng(0)
     return [
@@ -96,6 +101,14 @@ def test_gradients_are_the_plain_maps(size):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * float(jnp.max(jnp.abs(b)) + 1e-6))
 
 
+def test_a_small_net_is_compiled_as_it_is(monkeypatch):
+    image, ((kernel, _), *_) = image_of((20, 21)), kernels()
+    saved = 2 * (120 * 121 - 20 * 21) * kernel.size
+    for enough, surrounded in ((saved, True), (saved + 1, False)):
+        monkeypatch.setattr(surroundings, "_ENOUGH", enough)
+        assert isinstance(surroundings.conv2d(image, kernel, padding=50), Surrounded) == surrounded
+
+
 def test_a_strided_layer_makes_the_map_whole():
     image, ((kernel, _), *_) = image_of((20, 21)), kernels()
     x = surroundings.conv2d(image, kernel, padding=50)
@@ -119,5 +132,5 @@ def test_the_released_net_does_not_pay_for_its_padding():
 
     ours = flops()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(surroundings, "_WIDE", 10**6)
+        patch.setattr(surroundings, "_ENOUGH", 10**15)
         assert ours < 0.75 * flops()

@@ -60,6 +60,12 @@ def conv2d(
     `h' = floor((h + 2·padding − dilation·(k − 1) − 1) / stride) + 1`, as in Caffe and PyTorch. Of several groups each
     computes its share of the outputs, in order, from its share of the inputs.
     """
+    return _conv2d(x, kernel, stride, padding, dilation, groups, precision, _ON_ONE_DEVICE.get())
+
+
+# Inlined, it leaves no trace in the program; but layers alike, and the same net again, are traced once.
+@partial(jax.jit, static_argnums=range(2, 8), inline=True)
+def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_device):
     native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision)
 
     def by_groups(x, kernel):
@@ -92,7 +98,7 @@ def conv2d(
         on_cpu = by_matrix
     elif _is_large(kernel.shape, x.shape[1:3], padding):
         on_cpu = by_patches
-    elif _gains_by_rows(kernel.shape, x.dtype):
+    elif on_one_device and _gains_by_rows(kernel.shape, x.dtype):
         on_cpu = with_row_gradient
     else:
         return native(x, kernel)
@@ -127,8 +133,6 @@ def over_several_devices() -> Iterator[None]:
 
 def _gains_by_rows(kernel: Sequence[int], dtype: Any) -> bool:
     """Whether the kernel's gradient is by patches; in half precision their sums over blocks would lose digits."""
-    if not _ON_ONE_DEVICE.get():
-        return False
     height, width, inputs, outputs = kernel
     enough = min(inputs, outputs) >= _ENOUGH_CHANNELS or inputs <= _FEW_CHANNELS
     return max(height, width) > 1 and enough and jnp.finfo(dtype).bits >= 32

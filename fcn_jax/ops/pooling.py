@@ -1,5 +1,7 @@
 """Pooling with Caffe's rounding: the last window may hang over the far edge, and the map's size rounds up."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ def pooled_size(size: int, kernel: int, stride: int, padding: int = 0) -> int:
     return max(pooled, 1)
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3), static_argnames=("kernel", "stride", "padding"), inline=True)
 def max_pool(x: jax.Array, kernel: int = 2, stride: int = 2, padding: int = 0) -> jax.Array:
     """The largest value in each window of `x [b h w c]`, clipped to the map; the gradient goes to the first of equals.
 

@@ -27,6 +27,9 @@ from fcn_jax.ops import convolution, pooling
 
 _WIDE = 8  # pixels of padding beyond the kernel from which on it pays
 _WORTH_IT = 0.85  # of the map's cells, which the core may at most be
+# Multiplications that the first layer must save: of a narrow net with a small image the whole trunk runs in milliseconds,
+# and its parts would take seconds more to compile.
+_ENOUGH = 2**25
 
 
 class Axis(NamedTuple):
@@ -72,13 +75,13 @@ def whole(x: Any) -> Any:
 
 
 def conv2d(x: Any, kernel: jax.Array, *, padding: int = 0, stride: int = 1, dilation: int = 1, **options: Any) -> Any:
-    """`convolution.conv2d` of a map, which is surrounded afterwards where the padding is wide or it was before.
+    """`convolution.conv2d` of a map, which is surrounded afterwards where it was before, or wide padding makes it pay.
 
     A strided or dilated one makes it whole.
     """
     if stride == dilation == 1:
         sizes = kernel.shape[:2]
-        if not isinstance(x, Surrounded) and padding >= max(sizes) + _WIDE:
+        if not isinstance(x, Surrounded) and padding >= max(sizes) + _WIDE and _saved(x, kernel, padding) >= _ENOUGH:
             x, padding = _amid_zeros(x, padding), 0
         if isinstance(x, Surrounded):
             x = _with_runs(x, sizes)
@@ -106,6 +109,12 @@ def max_pool(x: Any) -> Any:
 def _amid_zeros(image: jax.Array, padding: int) -> Surrounded:
     axes = [Axis(size + 2 * padding, padding, padding + size, 0, 0, 1) for size in image.shape[1:3]]
     return Surrounded(image, jnp.zeros((1, 1, 1, image.shape[3]), image.dtype), axes)
+
+
+def _saved(image: jax.Array, kernel: jax.Array, padding: int) -> int:
+    """How many multiplications a convolution spares that leaves the padding out."""
+    batch, height, width = image.shape[:3]
+    return batch * ((height + 2 * padding) * (width + 2 * padding) - height * width) * kernel.size
 
 
 def _convolved(axis: Axis, size: int, padding: int) -> Axis:

@@ -6,6 +6,7 @@ import pytest
 
 from fcn_jax import models, weights
 from fcn_jax.labels import by_head
+from fcn_jax.ops import surroundings
 
 RELEASES = (
     *("voc-fcn32s", "voc-fcn16s", "voc-fcn8s", "voc-fcn8s-atonce", "voc-fcn-alexnet"),
@@ -51,6 +52,12 @@ def test_every_stored_blob(shared, release):
     assert {name.partition(".")[0] for name in blobs} == {"out", "mid"} and len(blobs) >= 7
     for name, wanted in blobs.items():
         assert_close(taps[name.partition(".")[2]], nhwc(wanted), name)
+
+
+def test_padding_that_is_left_out_changes_no_blob(shared, monkeypatch):
+    """At this width the whole map is computed; wider nets, and this one here, only what the image reaches."""
+    monkeypatch.setattr(surroundings, "_ENOUGH", 0)
+    test_every_stored_blob(shared, "voc-fcn8s")
 
 
 def test_real_imagenet_weights_start_an_fcn8s(shared):
