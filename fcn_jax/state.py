@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import core
 
 
 @flax.struct.dataclass
@@ -28,9 +29,9 @@ def init_variables(model: nn.Module, seed: int) -> Any:
     """A net's parameters and running statistics, as drawn from `seed`. They do not depend on the image's size."""
     key = jax.random.key(seed)
     image = jnp.zeros((1, 32, 32, model.in_channels))  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(key, jax.core.Tracer) or jax.default_backend() != "cpu":
+    if isinstance(key, core.Tracer) or jax.default_backend() != "cpu":
         return jax.jit(model.init)(key, image)
-    # LLVM's third level unrolls the random bits' rounds: three times the compilation for the same values in the same time.
+    # LLVM's third level unrolls the rounds of the random bits: a compilation three times as long for the same values.
     return jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 2})(key, image)
 
 

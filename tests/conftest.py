@@ -8,8 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# The backend reads these once, when it starts; what the caller has set in XLA_FLAGS stays. The tests compile thousands of
-# programs and run each once or twice: LLVM's second level and XLA's older code for fused loops halve the time that takes.
+# The backend reads these once, when it starts; what the caller has set in XLA_FLAGS stays. The tests compile thousands
+# of programs and run each once or twice: LLVM's second level and XLA's older code for fused loops halve what that takes.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -19,8 +19,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
     ]
 )
-# What one process has compiled the others find: both workers, and the programs that tests start. CI names a folder of its
-# own, which its tiers share.
+# What one process has compiled the others find: both workers, and the programs that tests start. CI names a folder of
+# its own, which its tiers share.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fcn_jax-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -27,8 +27,8 @@ from fcn_jax.ops import convolution, pooling
 
 _WIDE = 8  # pixels of padding beyond the kernel from which on it pays
 _WORTH_IT = 0.85  # of the map's cells, which the core may at most be
-# Multiplications that the first layer must save: of a narrow net with a small image the whole trunk runs in milliseconds,
-# and its parts would take seconds more to compile.
+# Multiplications that the first layer must save: of a narrow net with a small image the whole trunk runs in
+# milliseconds, and its parts would take seconds more to compile.
 _ENOUGH = 2**25
 
 
