@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 # The backend reads these once, when it starts; what the caller has set in XLA_FLAGS stays. The tests compile thousands
-# of programs and run each once or twice: LLVM's second level and XLA's older code for fused loops halve what that takes.
+# of programs and run each once or twice: LLVM's second level and XLA's older code for fused loops halve the time.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
