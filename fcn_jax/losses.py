@@ -36,6 +36,7 @@ class Loss:
 MAX_PIXEL_LOSS = float(-np.log(np.finfo(np.float32).tiny))
 
 
+@partial(jax.jit, static_argnames=("count_weights",), inline=True)
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None, count_weights: bool = False
 ) -> tuple[jax.Array, jax.Array]:
@@ -58,6 +59,7 @@ def cross_entropy(
     return jnp.sum(jnp.where(valid, terms, 0)), count
 
 
+@partial(jax.jit, static_argnames=("gamma",), inline=True)
 def focal(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy in which a pixel of probability p counts `(1 − p)^gamma`: those that are right already fade.
 
@@ -70,6 +72,7 @@ def focal(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> tuple[jax
     return jnp.sum(jnp.where(valid, terms, 0)), jnp.sum(valid, dtype=jnp.int32)
 
 
+@partial(jax.jit, static_argnames=("fraction",), inline=True)
 def top_k(logits: jax.Array, labels: jax.Array, fraction: float = 0.25) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of the hardest pixels: the `fraction` of an image's valid ones with the largest loss, rounded up.
 
@@ -84,6 +87,7 @@ def top_k(logits: jax.Array, labels: jax.Array, fraction: float = 0.25) -> tuple
     return jnp.sum(jnp.where(rank[None] < kept[:, None], hardest_first, 0)), jnp.sum(kept)
 
 
+@partial(jax.jit, inline=True)
 def dice(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One minus the mean over an image's classes of `2 Σpg / (Σp² + Σg²)`, and the images with a valid pixel.
 
@@ -106,6 +110,7 @@ def _dice_of(sums: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, j
     return _over_images(1 - 2 * shared / jnp.where(present, squares + truths, 1), present)
 
 
+@partial(jax.jit, inline=True)
 def lovasz(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The Lovász extension of the Jaccard loss, its mean over an image's classes, and the images with a valid pixel.
 

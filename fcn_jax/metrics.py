@@ -5,6 +5,7 @@ Matrices add: int32 on the device for a batch, int64 on the host for a split. Th
 
 import typing
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ class Scores(typing.NamedTuple):
     accuracy: np.ndarray
 
 
+@partial(jax.jit, static_argnames=("num_classes",), inline=True)
 def confusion(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
     """Counts pixels of truth i predicted as j: int32 `[c c]`, rows truth, of two integer maps of one shape.
 

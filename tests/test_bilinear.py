@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from fcn_jax.ops.bilinear import bilinear_kernel, interpolate, transposed_conv, upsample_bilinear
+from fcn_jax.ops import bilinear
+from fcn_jax.ops.bilinear import bilinear_kernel, interpolate, upsample_bilinear
+
+transposed_conv = jax.jit(bilinear.transposed_conv, static_argnums=2)
 
 # Kernel and stride of FCN's layers: the first taps and the largest, in units of the last number.
 RELEASED = [

@@ -7,6 +7,7 @@ would multiply in bfloat16, and in an up-sampling of 32 that moves boundaries.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def upsampling(
     return Resampling(*matrices)
 
 
+@partial(jax.jit, static_argnames=("kernel", "stride", "offset", "size"), inline=True)
 def upsample_bilinear(
     x: jax.Array, kernel: int, stride: int, *, offset: int = 0, size: tuple[int, int] | None = None
 ) -> jax.Array:

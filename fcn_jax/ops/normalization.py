@@ -5,12 +5,15 @@ Krizhevsky, Sutskever and Hinton, "ImageNet Classification with Deep Convolution
 (lrn_layer.cpp): the paper's alpha of 1e-4 over five channels is 5e-4 here.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 
+@partial(jax.jit, static_argnames=("size", "alpha", "beta", "k"), inline=True)
 def local_response_norm(
     x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> jax.Array:

@@ -19,7 +19,7 @@ def pooled_size(size: int, kernel: int, stride: int, padding: int = 0) -> int:
     return max(pooled, 1)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3), static_argnames=("kernel", "stride", "padding"), inline=True)
+@partial(jax.jit, static_argnames=("kernel", "stride", "padding"), inline=True)
 def max_pool(x: jax.Array, kernel: int = 2, stride: int = 2, padding: int = 0) -> jax.Array:
     """The largest value in each window of `x [b h w c]`, clipped to the map; the gradient goes to the first of equals.
 
@@ -45,6 +45,7 @@ def max_pool(x: jax.Array, kernel: int = 2, stride: int = 2, padding: int = 0) -
     return lax.platform_dependent(x, cpu=lambda x: _max_of_slices(x, kernel, stride, pads), default=by_windows)
 
 
+@partial(jax.jit, static_argnames=("kernel", "stride", "padding"), inline=True)
 def average_pool(x: jax.Array, kernel: int, stride: int, padding: int = 0) -> jax.Array:
     """The mean of each window of `x [b h w c]`, zero padded, by Caffe's count.
 

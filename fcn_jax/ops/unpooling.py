@@ -9,7 +9,7 @@ temporaries (CPU, by the compiler) where one that keeps features and compares th
 Sources: alexgkendall/caffe-segnet (pooling_layer.cpp, upsample_layer.cpp), HyeonwooNoh/caffe (unpooling_layer.cpp).
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ _PLACES = WINDOW * WINDOW
 _PER_BYTE = 4
 
 
+@partial(jax.jit, inline=True)
 def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest value in each 2×2 window of `x [b h w c]`, rounding sizes up, and its place there.
 
@@ -38,7 +39,8 @@ def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return tuple(lax.optimization_barrier((largest, _pack(place))))
 
 
-def unpool(x: jax.Array, places: jax.Array, size: Sequence[int]) -> jax.Array:
+@partial(jax.jit, static_argnames=("size",), inline=True)
+def unpool(x: jax.Array, places: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Puts each value of `x [b h w c]` back where it came from in a map of `size` (H, W); zeros elsewhere.
 
     `places` are those of `max_pool_with_places` of a map of that size, packed. Raises ValueError for places of another
@@ -52,18 +54,21 @@ def unpool(x: jax.Array, places: jax.Array, size: Sequence[int]) -> jax.Array:
     return _cropped(jnp.where(here, x[:, :, None, :, None], jnp.zeros((), x.dtype)), size)
 
 
-def unpool_nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
+@partial(jax.jit, static_argnames=("size",), inline=True)
+def unpool_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Repeats each value of `x [b h w c]` over its window of a map of `size` (H, W)."""
     batch, height, width, channels = x.shape
     shape = (batch, height, WINDOW, width, WINDOW, channels)
     return _cropped(jnp.broadcast_to(x[:, :, None, :, None], shape), size)
 
 
-def unpool_corner(x: jax.Array, size: Sequence[int]) -> jax.Array:
+@partial(jax.jit, static_argnames=("size",), inline=True)
+def unpool_corner(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Puts each value of `x [b h w c]` at the top left of its window of a map of `size` (H, W); zeros elsewhere."""
     return _cropped(jnp.pad(x[:, :, None, :, None], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0))), size)
 
 
+@partial(jax.jit, static_argnames=("channels", "width"), inline=True)
 def flat_indices(places: jax.Array, channels: int, width: int) -> jax.Array:
     """The masks of the Caffe forks, i32 `[b h w c]`: `row · width + column` in the pooled map of `width` columns."""
     place = _unpack(places, channels).astype(jnp.int32)
@@ -80,7 +85,7 @@ def _cells(x: jax.Array) -> list[jax.Array]:
     return [x[:, row::WINDOW, column::WINDOW] for row in range(WINDOW) for column in range(WINDOW)]
 
 
-def _cropped(windows: jax.Array, size: Sequence[int]) -> jax.Array:
+def _cropped(windows: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Windows `[b h 2 w 2 c]` as a map `[b H W c]` without what hangs over its far edges."""
     batch, height, _, width, _, channels = windows.shape
     x = windows.reshape(batch, WINDOW * height, WINDOW * width, channels)
