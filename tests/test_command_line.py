@@ -29,8 +29,8 @@ def run(*arguments: str, program: str = "train.py") -> tuple[int, str]:
     ("arguments", "message"),
     [
         (("--config.optim.lrr=1",), "no config field 'lrr'; did you mean 'lr'?"),
-        (("--config.optim.lr=fast",), "fast"),
-        (("--config.data.augment.scale=3",), "data.augment.scale"),
+        pytest.param(("--config.optim.lr=fast",), "fast", marks=pytest.mark.slow),
+        pytest.param(("--config.data.augment.scale=3",), "data.augment.scale", marks=pytest.mark.slow),
         (("--wokdir=x",), "did you mean"),
         (("--config.optim-lr=1",), "fields are set as --config.optim.lr=1e-3"),
     ],
@@ -46,8 +46,14 @@ def test_train_refuses(arguments, message):
     [
         (("--config", "configs/fcn8s.py:shape"), "did you mean 'shapes'"),
         (("--config", "configs/missing.py"), "configs/missing.py"),
-        (("--config", "configs/missing.py", "--config.optim.lr=1"), "configs/missing.py"),
-        (("--config", "configs/fcn8s.py", "optim.lr=1"), "cannot make anything of 'optim.lr=1'"),
+        pytest.param(
+            ("--config", "configs/missing.py", "--config.optim.lr=1"), "configs/missing.py", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("--config", "configs/fcn8s.py", "optim.lr=1"),
+            "cannot make anything of 'optim.lr=1'",
+            marks=pytest.mark.slow,
+        ),
         ((), "name an experiment: --config configs/fcn8s.py"),
     ],
 )

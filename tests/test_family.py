@@ -14,10 +14,10 @@ from fcn_jax.predict import Predictor
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compilation")]
 NETS = {
     "bayesian_segnet": {"model.width": 1 / 32},
-    "segnet_basic_fcn": {"model.width": 1 / 8},
-    "deconvnet": {"model.width": 1 / 32, "model.fc_width": 8},
-    "deeplab_largefov": {"model.width": 1 / 32, "model.fc_width": 8, "loss.at_scores": True},
-    "fcn_resnet50": {"model.width": 1 / 16},
+    "segnet_basic_fcn": {"model.width": 1 / 8, "model.trunk": ""},
+    "deconvnet": {"model.width": 1 / 32, "model.fc_width": 8, "model.trunk": ""},
+    "deeplab_largefov": {"model.width": 1 / 32, "model.fc_width": 8, "model.trunk": "", "loss.at_scores": True},
+    "fcn_resnet50": {"model.width": 1 / 16, "model.trunk": ""},
 }
 
 

@@ -49,6 +49,7 @@ def assert_goes_on(workdir, uninterrupted) -> None:
         assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
 
 
+@pytest.mark.slow
 def test_after_a_step(monkeypatch, uninterrupted, tmp_path, capsys):
     """Step 5 is one at which nothing would have been saved."""
     before = signal.getsignal(signal.SIGTERM)

@@ -82,7 +82,7 @@ class TestARun:
         assert json.loads((workdir / "classes.json").read_text())["class_names"][1] == "disc"
         assert experiment.load(workdir / "config.json").train.steps == 12
         assert_same_bits(saved_params(workdir), final.params)
-        assert "83,340 parameters, 8 classes" in printed
+        assert "61,792 parameters, 8 classes" in printed
         assert "6 images to train on, 3 to validate on" in printed
         assert "batches of 8 images, 1 on each device at a time" in printed
         assert re.search(r"step  3/12  loss \d\.\d{4}  [\d.]+ images/s  ETA \d:\d\d:\d\d  waiting for data", printed)
@@ -201,7 +201,7 @@ class TestNonFinite:
     def test_nothing_of_it_is_saved(self, tmp_path):
         """Parameters of 1e25 are numbers still, and so are their steps' checkpoints; what they compute is none."""
         message = (
-            r"^step 2: the loss is nan; first non-finite: gradient of conv\w+/\w+ \(\d+ of 32 gradients\)\. Nothing of "
+            r"^step 2: the loss is nan; first non-finite: gradient of conv\w+/\w+ \(\d+ of 22 gradients\)\. Nothing of "
         )
         with pytest.raises(NonFiniteError, match=message) as caught:
             train(tmp_path, **NO_EXTRAS, **{"optim.lr": 1e30})
@@ -267,7 +267,7 @@ class TestStart:
         params = self.randomly(self.initial(), 0)
         self.save(tmp_path, params)
         assert_same_bits(self.initial(**{"init.workdir": str(tmp_path)}), params)
-        assert "83,340 of 83,340 parameters from step 3" in capsys.readouterr().out
+        assert "61,792 of 61,792 parameters from step 3" in capsys.readouterr().out
 
     def test_a_run_that_does_not_fit(self, tmp_path):
         with pytest.raises(
@@ -289,7 +289,7 @@ class TestStart:
         written = self.write_file(path, left_out=("score_fr",))
         started = self.initial(**{"init.weights": str(path), "init.skip": ("fc7", "score_*"), "init.fc_scale": 0.5})
         assert re.search(
-            r"[\d,]+ of 83,340 parameters from .*net\.caffemodel; fc7, score_fr start anew", capsys.readouterr().out
+            r"[\d,]+ of 61,792 parameters from .*net\.caffemodel; fc7, score_fr start anew", capsys.readouterr().out
         )
         drawn = self.initial()
         for layer in drawn:
