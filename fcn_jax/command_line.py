@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,15 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax import compilations
-from fcn_jax.errors import ConfigError, UserError
+from fcn_jax.errors import ConfigError, UserError, did_you_mean
 from fcn_jax.preemption import EXIT_CODE, Preempted
+
+# What a field must be, by what Python says of text that it cannot read as that.
+_FORMS = {
+    "invalid literal for int()": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "True or False",
+}
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -50,9 +58,11 @@ def experiment(flag: Any) -> Any:
     Raises ConfigError for a file that cannot be read.
     """
     config = flag.value
+    if config is None:
+        return None
     try:
-        if config is not None:
-            config.to_dict()
+        if not hasattr(config, "to_dict"):
+            raise ConfigError(f"--config: get_config gives {type(config).__name__} and not an experiment, a ConfigDict")
     except OSError as error:
         raise ConfigError(_unreadable(error)) from None
     return config
@@ -73,15 +83,20 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         message = _without_traceback(str(error))
     except OSError as error:
         message = _unreadable(error)
-    except ValueError as error:
-        # A path that is none, as ml_collections reads them: config.optim-lr, config.data/root.
-        message = f"{' '.join(str(error).split())[:200]}: fields are set as --config.optim.lr=1e-3"
-    except (AttributeError, KeyError, TypeError, IndexError) as error:
-        # A field that the config does not have, as ml_collections reports it.
-        message = _unknown_field(str(error))
-    except (NameError, ImportError, SyntaxError) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        message = f"--config: {place.filename}, line {place.lineno}: {type(error).__name__}: {error}"
+    except Exception as error:
+        places = [(place.filename, place.lineno) for place in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            message = f"--config: {error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+        elif not _is_installed(places[-1][0]):
+            message = f"--config: {_place(places)}: {type(error).__name__}: {error}"
+        elif isinstance(error, AttributeError | KeyError | TypeError | IndexError):
+            # A field that the config does not have, as ml_collections reports it.
+            message = _unknown_field(str(error))
+        elif isinstance(error, ValueError):
+            # A path that is none, as ml_collections reads them: config.optim-lr, config.data/root.
+            message = f"{' '.join(str(error).split())[:200]}: fields are set as --config.optim.lr=1e-3"
+        else:
+            message = f"--config: {_place(places)}: {type(error).__name__}: {error}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
@@ -89,14 +104,33 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 def _without_traceback(message: str) -> str:
     """ml_collections puts the whole traceback of a config file into its message: its last place and line will do."""
     if "Traceback" not in message:
+        given = re.match(r"flag --config\.(\S+=.*?): ", message, re.DOTALL)
+        for fault, what in _FORMS.items():
+            if given and fault in message:
+                return f"{given[1]} must be {what}"
         return message
     places = re.findall(r'File "([^"]+)", line (\d+)', message)
     fault = message.strip().splitlines()[-1]
-    return f"{places[-1][0]}, line {places[-1][1]}: {fault}" if places else fault
+    return f"{_place(places)}: {fault}" if places else fault
+
+
+def _is_installed(file: str) -> bool:
+    return "site-packages" in Path(file).parts or file.startswith(sysconfig.get_path("stdlib"))
+
+
+def _place(places: Sequence[tuple[str, Any]]) -> str:
+    """The last of the places `(file, line)` in what the user wrote, not in a library that it calls."""
+    file, line = next((place for place in reversed(places) if not _is_installed(place[0])), places[-1])
+    return f"{file}, line {line}"
 
 
 def _unreadable(error: OSError) -> str:
-    reason = str(error).split("[Errno")[-1].partition("] ")[2] or str(error)
+    """What ml_collections says in many lines, of an error that it met when it read the file."""
+    reason = str(error).split("[Errno")[-1].partition("] ")[2] or str(error).rpartition("failure to load: ")[2]
+    if missing := re.search(r"No such file or directory: '(.+)'", reason):
+        path = Path(missing[1])
+        hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
+        return f"--config cannot be read: there is no file {path}{hint}"
     return f"--config cannot be read: {' '.join(reason.split())}"
 
 
@@ -106,5 +140,7 @@ def _unknown_field(message: str) -> str:
         return f"no config field {suggestion[2]!r}; did you mean {suggestion[1]!r}?"
     if "get_config" in message:
         return "--config: the file has no function get_config"
+    if re.search(r"'(int|float|bool|str)' object|^tuple indices", message):
+        return "a number, a text or a tuple has no fields of its own: fields are set as --config.optim.lr=1e-3"
     named = re.search(r"Attempting to lookup: (\S+)", message) or re.search(r"^'*\"?'?(\w+)", message)
     return f"no config field {named[1]!r}" if named else f"--config: {message}"

@@ -197,12 +197,15 @@ def validate(config: Config) -> None:
     ):
         if value < lowest:
             raise ConfigError(f"{field}={value} must be at least {lowest}")
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed={config.seed} must be below 2³² = {2**32}")
     if not config.model.width > 0:
         raise ConfigError(f"model.width={config.model.width} must be above 0")
     if not 0 < config.loss.fraction <= 1:
         raise ConfigError(f"loss.fraction={config.loss.fraction} must be above 0 and at most 1")
-    if config.loss.class_weights and config.loss.name != "cross_entropy":
-        raise ConfigError(f"loss.class_weights weigh loss.name='cross_entropy', and it is {config.loss.name!r}")
+    for field in ("class_weights", "class_weight_values"):
+        if config.loss[field] and config.loss.name != "cross_entropy":
+            raise ConfigError(f"loss.{field} weigh loss.name='cross_entropy', and it is {config.loss.name!r}")
     if config.loss.count_weights and not (config.loss.class_weights or config.loss.class_weight_values):
         raise ConfigError("loss.count_weights divides by loss.class_weights, and there are none")
     if config.loss.at_scores and config.model.upsampling != "fixed":
@@ -227,6 +230,8 @@ def validate(config: Config) -> None:
         )
     if config.init.skip and not starts:
         raise ConfigError(f"init.skip={config.init.skip} needs init.weights or init.workdir, whose layers it names")
+    if config.init.extra_channels and not config.init.weights:
+        raise ConfigError("init.extra_channels says how a weight file's first layer grows, and init.weights names none")
     plain_sgd = config.optim.name == "sgd" and not config.optim.clip_norm
     if config.loss.normalization == "sum" and plain_sgd and config.optim.lr > 1e-6:
         raise ConfigError(
@@ -235,8 +240,21 @@ def validate(config: Config) -> None:
         )
     if (config.optim.schedule == "step") != bool(config.optim.boundaries):
         raise ConfigError("optim.schedule='step' and optim.boundaries, the steps at which the rate falls, go together")
+    boundaries = config.optim.boundaries
+    if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] <= 0):
+        raise ConfigError(f"optim.boundaries={tuple(boundaries)} must be steps above 0 that rise")
     if config.optim.warmup_steps >= config.train.steps:
         raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} leaves none of {config.train.steps} steps")
+    if config.data.root and config.data.name == "shapes":
+        raise ConfigError(
+            f"data.root={config.data.root!r} is read by no one: data.name='shapes' draws its images; for your own "
+            "folder say --config configs/fcn8s.py:folder"
+        )
+    known = default().data.to_dict()
+    for group, name in (("folder", "folder"), ("voc", "voc2012"), ("nyud", "nyud"), ("pascal_context",) * 2):
+        changed = [field for field, value in config.data[group].items() if value != known[group][field]]
+        if changed and config.data.name != name:
+            raise ConfigError(f"data.{group}.{changed[0]} is of data.name={name!r}, and it is {config.data.name!r}")
     transforms.check(config.data.augment)
     if config.input.order:
         input_spec(config)

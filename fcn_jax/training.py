@@ -195,6 +195,8 @@ def initial_variables(
         sources = {"": init.workdir} if init.workdir else streams
         variables, transferred = transplant.from_runs(sources, variables, config, info)
         print(transferred)
+    else:
+        print(f"all parameters are drawn from seed {config.seed}, none is from a file")
     return variables
 
 

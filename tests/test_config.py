@@ -75,6 +75,14 @@ def test_the_defaults_are_sound():
         ("optim.boundaries", (10,), "optim.schedule='step' and optim.boundaries"),
         ("optim.momentum", 1.0, "optim.momentum=1.0 must be at least 0 and below 1"),
         ("seed", -1, "seed=-1 must be at least 0"),
+        ("seed", 2**32, "seed=4294967296 must be below 2³²"),
+        (
+            "data.root",
+            "photos",
+            "data.name='shapes' draws its images; for your own folder say --config configs/fcn8s.py:folder",
+        ),
+        ("data.folder.value_255", "void", "data.folder.value_255 is of data.name='folder', and it is 'shapes'"),
+        ("init.extra_channels", "mean", "init.extra_channels says how a weight file's first layer grows"),
         ("data.augment.crop", (0, 32), "data.augment.crop=(0, 32) must be height and width, or (0, 0)"),
         ("init.skip", ("fc6",), "init.skip=('fc6',) needs init.weights"),
         ("loss.normalization", "sum", "optim.lr=0.001 with loss.normalization='sum' blows up"),
@@ -82,6 +90,17 @@ def test_the_defaults_are_sound():
 )
 def test_a_fault_is_named(field, value, message):
     assert message in fault(field, value)
+
+
+def test_fields_that_contradict_each_other():
+    config = experiment.default()
+    config.optim.update(schedule="step", boundaries=(20, 10))
+    with pytest.raises(ConfigError, match=r"optim\.boundaries=\(20, 10\) must be steps above 0 that rise"):
+        experiment.validate(config)
+    config = experiment.default()
+    config.loss.update(name="focal", class_weight_values=(1.0, 2.0))
+    with pytest.raises(ConfigError, match=r"loss\.class_weight_values weigh loss\.name='cross_entropy'"):
+        experiment.validate(config)
 
 
 def test_a_net_starts_from_one_place():

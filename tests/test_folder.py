@@ -86,7 +86,9 @@ def test_colours_may_stand_in_a_file_of_their_own(fields):
 def test_masks_of_0_and_255_need_a_word(fields):
     add(fields, "a", [[0, 255, 0, 0, 0, 255]])
     add(fields, "b", [[0]])
-    with pytest.raises(DataError, match=r"only the values 0 and 255; set data.folder.value_255 to 'class'"):
+    with pytest.raises(
+        DataError, match=r"\.png: like all masks here it holds only 0 and 255; set data.folder.value_255 to 'class'"
+    ):
         data.open_split(fields, "all")
     fields.folder.value_255 = "class"
     assert data.open_split(fields, "all")[0]["label"][0].tolist() == [0, 1, 0, 0, 0, 1]
@@ -163,8 +165,16 @@ def test_damaged_images_are_found_before_training(fields):
     for stem in "ab":
         add(fields, stem, [[0]], size=SIZE)
     path = fields.path / "images" / "b.png"
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"b\.png: damaged or cut off"):
+    whole = path.read_bytes()
+    for damaged in (whole[:50], whole[:45] + bytes(4) + whole[49:]):  # cut off; or spoilt behind a sound header
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"b\.png: damaged or cut off"):
+            data.open_split(fields, "train")
+
+
+def test_a_root_that_is_not_there(fields):
+    fields.root = "/no/such/place"
+    with pytest.raises(DataError, match=r"data\.root=/no/such/place: there is no such folder"):
         data.open_split(fields, "train")
 
 

@@ -78,6 +78,8 @@ def open_split(fields: Any, split: str) -> Folder:
         if not getattr(folder, field):
             raise ConfigError(f"data.folder.{field} is empty; give the path of the {field}")
     root = Path(fields.root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"data.root={fields.root}: there is no such folder; name the one that holds images and masks")
     classes = read_classes(root / Path(folder.classes).expanduser())
     if folder.colors:
         classes = read_colors(root / Path(folder.colors).expanduser(), classes)
@@ -107,7 +109,8 @@ def _scan(stamped: tuple[tuple[Pair, tuple[int, ...]], ...], threads: int) -> tu
 
     def contents(pair: Pair) -> tuple[bool, frozenset[int]]:
         mask = images.read_mask(pair.mask)
-        pairs.require_same_size(pair.image, images.read_size(pair.image), pair.mask, mask.shape[:2])
+        # Decoded, as its header tells nothing of the damage behind it.
+        pairs.require_same_size(pair.image, images.read_image(pair.image).shape[:2], pair.mask, mask.shape[:2])
         if mask.ndim == 3:
             return True, frozenset(np.unique(_codes(mask)).tolist())
         return False, frozenset(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
@@ -123,8 +126,8 @@ def _decoder(
     in_index_masks = {value for colored, present in contents if not colored for value in present}
     if IGNORE in in_index_masks and in_index_masks <= {0, IGNORE} and not value_255:
         raise DataError(
-            "folder: the masks hold only the values 0 and 255; set data.folder.value_255 to 'class' if 255 means the "
-            "second line of the classes file, or to 'void' if 255 is to be ignored"
+            f"{found[0].mask}: like all masks here it holds only 0 and 255; set data.folder.value_255 to 'class' if "
+            "255 means the second line of the classes file, or to 'void' if 255 is to be ignored"
         )
     if value_255 == "class":
         if values[1] < 0:

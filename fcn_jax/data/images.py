@@ -32,7 +32,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path, or take it off the list") from None
+        raise DataError(f"{path}: no such file; check the path, and where it is named") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
     if not data:

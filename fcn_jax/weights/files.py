@@ -100,7 +100,8 @@ def opened(path: str | os.PathLike[str], max_bytes: int | None = None) -> Iterat
     """A weight file to read from. Raises WeightFileError where there is none, or it is empty or cannot be read."""
     path = Path(path)
     if not path.is_file():
-        raise WeightFileError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise WeightFileError(f"{path}: {what}; name the downloaded weights by init.weights or --weights")
     try:
         with path.open("rb") as stream:
             file = WeightFile(stream, path, max_bytes)
