@@ -196,7 +196,9 @@ def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
 def test_precision_is_handed_on_to_groups():
     x, kernel = grouped_scene((6, 5), 3, groups=2, inputs=5, outputs=2)
     text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, groups=2, precision=lax.Precision.HIGHEST))(x))
-    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 3  # whole, and group by group
+    # Whole, and group by group; what is alike may be written once.
+    assert text.count("conv_general_dilated[") in (2, 3)
+    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == text.count("conv_general_dilated[")
 
 
 # Row by row

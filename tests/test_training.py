@@ -31,11 +31,11 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
-def train(workdir: Path, **changes) -> tuple[state.TrainState, str]:
+def train(workdir: Path, profile: bool = False, **changes) -> tuple[state.TrainState, str]:
     """The final state of a tiny run, and what it printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        final = training.train(tiny.config(**changes), workdir)
+        final = training.train(tiny.config(**changes), workdir, profile)
     return jax.device_get(final), printed.getvalue()
 
 
@@ -176,10 +176,15 @@ class TestGoingOn:
             train(tmp_path)
 
 
-def test_frozen_layers_stay_put(tmp_path):
-    """FCN-32s-fixed: only the scores learn."""
+def test_frozen_layers_stay_put(tmp_path, monkeypatch):
+    """FCN-32s-fixed: only the scores learn. Traced, and with the flag that makes GPUs repeat themselves."""
     tuned = {"optim.frozen": ("conv*", "fc*"), "train.steps": 2, "train.pictures": 0, "train.eval_every": 0}
-    final, _ = train(tmp_path, **tuned)
+    monkeypatch.setenv("XLA_FLAGS", "--as-given")  # read long ago
+    final, printed = train(tmp_path, profile=True, deterministic=True, **tuned)
+    assert os.environ["XLA_FLAGS"] == "--as-given --xla_gpu_deterministic_ops=true"
+    assert "all parameters are drawn from seed 0, none is from a file" in printed
+    assert f"wrote a trace of steps 2 to 2 into {tmp_path}/plugins/profile" in printed
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
     initial = state.init_params(experiment.make_model(tiny.config(), 8), 0)
     for layer in initial:
         if layer == "score_fr":
@@ -353,14 +358,12 @@ class TestKilled:
     @pytest.fixture(scope="class")
     @classmethod
     def start(cls, tmp_path_factory):
-        """Starts the program on a workdir. One device, as most users have."""
+        """Starts the program on a workdir, as users run it: on one device, and with all of the compiler's effort."""
         folder = tmp_path_factory.mktemp("killed")
         (folder / "killed.py").write_text(PROGRAM.format(tests=str(ROOT / "tests")))
         environment = os.environ | {
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
 
         def start(workdir: Path) -> subprocess.Popen:
