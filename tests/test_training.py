@@ -1,6 +1,7 @@
 """Whole runs, tiny ones: what they leave, how they go on, and how they fail."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -31,11 +32,11 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
-def train(workdir: Path, profile: bool = False, **changes) -> tuple[state.TrainState, str]:
+def train(workdir: Path, **changes) -> tuple[state.TrainState, str]:
     """The final state of a tiny run, and what it printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        final = training.train(tiny.config(**changes), workdir, profile)
+        final = training.train(tiny.config(**changes), workdir)
     return jax.device_get(final), printed.getvalue()
 
 
@@ -180,7 +181,8 @@ def test_frozen_layers_stay_put(tmp_path, monkeypatch):
     """FCN-32s-fixed: only the scores learn. Traced, and with the flag that makes GPUs repeat themselves."""
     tuned = {"optim.frozen": ("conv*", "fc*"), "train.steps": 2, "train.pictures": 0, "train.eval_every": 0}
     monkeypatch.setenv("XLA_FLAGS", "--as-given")  # read long ago
-    final, printed = train(tmp_path, profile=True, deterministic=True, **tuned)
+    monkeypatch.setattr(training, "train", functools.partial(training.train, profile=True))
+    final, printed = train(tmp_path, **{"deterministic": True}, **tuned)
     assert os.environ["XLA_FLAGS"] == "--as-given --xla_gpu_deterministic_ops=true"
     assert "all parameters are drawn from seed 0, none is from a file" in printed
     assert f"wrote a trace of steps 2 to 2 into {tmp_path}/plugins/profile" in printed
