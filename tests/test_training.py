@@ -180,10 +180,11 @@ class TestGoingOn:
 def test_frozen_layers_stay_put(tmp_path, monkeypatch):
     """FCN-32s-fixed: only the scores learn. Traced, and with the flag that makes GPUs repeat themselves."""
     tuned = {"optim.frozen": ("conv*", "fc*"), "train.steps": 2, "train.pictures": 0, "train.eval_every": 0}
-    monkeypatch.setenv("XLA_FLAGS", "--as-given")  # read long ago
+    given = os.environ["XLA_FLAGS"]
+    monkeypatch.setenv("XLA_FLAGS", given)  # and so put back
     monkeypatch.setattr(training, "train", functools.partial(training.train, profile=True))
     final, printed = train(tmp_path, **{"deterministic": True}, **tuned)
-    assert os.environ["XLA_FLAGS"] == "--as-given --xla_gpu_deterministic_ops=true"
+    assert os.environ["XLA_FLAGS"] == f"{given} --xla_gpu_deterministic_ops=true"
     assert "all parameters are drawn from seed 0, none is from a file" in printed
     assert f"wrote a trace of steps 2 to 2 into {tmp_path}/plugins/profile" in printed
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
