@@ -61,6 +61,7 @@ def experiment(flag: Any) -> Any:
     if config is None:
         return None
     try:
+        # ml_collections puts off what it met in reading the file to the first use of what it gave.
         if not hasattr(config, "to_dict"):
             raise ConfigError(f"--config: get_config gives {type(config).__name__} and not an experiment, a ConfigDict")
     except OSError as error:
@@ -85,14 +86,13 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         message = _unreadable(error)
     except Exception as error:
         places = [(place.filename, place.lineno) for place in traceback.extract_tb(error.__traceback__)]
+        by_library = _is_installed(places[-1][0])
         if isinstance(error, SyntaxError):
             message = f"--config: {error.filename}, line {error.lineno}: {type(error).__name__}: {error.msg}"
-        elif not _is_installed(places[-1][0]):
-            message = f"--config: {_place(places)}: {type(error).__name__}: {error}"
-        elif isinstance(error, AttributeError | KeyError | TypeError | IndexError):
+        elif by_library and isinstance(error, AttributeError | KeyError | TypeError | IndexError):
             # A field that the config does not have, as ml_collections reports it.
             message = _unknown_field(str(error))
-        elif isinstance(error, ValueError):
+        elif by_library and isinstance(error, ValueError):
             # A path that is none, as ml_collections reads them: config.optim-lr, config.data/root.
             message = f"{' '.join(str(error).split())[:200]}: fields are set as --config.optim.lr=1e-3"
         else:

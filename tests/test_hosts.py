@@ -164,12 +164,12 @@ class TestRuns:
 
 @pytest.mark.slow
 def test_a_supervised_run_survives_its_kills(start, tmp_path):
-    """A kill of either host, at different moments; the end is that of an undisturbed run, bit for bit."""
+    """Three kills of either host at different moments; the end is that of an undisturbed run, bit for bit."""
     calm, workdir = tmp_path / "calm", tmp_path / "killed"
     process = start(calm, supervised=True)[0]
     assert process.wait(timeout=200) == 0, printed(calm, 0)
     (process,) = start(workdir, supervised=True)
-    for kill, step in enumerate((3, 7)):
+    for kill, step in enumerate((2, 5, 8)):
         until_step(workdir, step)
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         os.kill(int(children[kill % 2]), signal.SIGKILL)
