@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from fcn_jax.ops import convolution
 from fcn_jax.ops.convolution import conv2d
@@ -195,10 +196,18 @@ def test_groups_are_taken_apart_on_cpus_alone(kernel_size, differentiate):
 
 def test_precision_is_handed_on_to_groups():
     x, kernel = grouped_scene((6, 5), 3, groups=2, inputs=5, outputs=2)
-    text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, groups=2, precision=lax.Precision.HIGHEST))(x))
-    # Whole, and group by group; what is alike may be written once.
-    assert text.count("conv_general_dilated[") in (2, 3)
-    assert text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == text.count("conv_general_dilated[")
+    traced = jax.make_jaxpr(lambda x: conv2d(x, kernel, groups=2, precision=lax.Precision.HIGHEST))(x)
+
+    def precisions(jaxpr):
+        """Of every convolution, however deep it lies; a function that is called twice counts twice."""
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                yield equation.params["precision"]
+            for inner in jaxprs_in_params(equation.params):
+                yield from precisions(inner)
+
+    highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+    assert list(precisions(traced.jaxpr)) == [highest] * 3  # whole, and group by group
 
 
 # Row by row

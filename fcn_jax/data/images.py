@@ -50,19 +50,6 @@ def read_mask(path: str | Path) -> np.ndarray:
     return decode_mask(read_bytes(path), path)
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from the header, the EXIF orientation applied. Files that are cut off are refused."""
-    data = read_bytes(path)
-    image = _open(data, path)
-    if not _looks_complete(data, image):
-        decode_image(data, path)
-    if image.format == "TIFF":
-        # Pillow turns these itself when it decodes them, and some of its versions announce the turned size before.
-        return decode_image(data, path).shape[:2]
-    width, height = image.size
-    return (width, height) if _orientation(data, image) >= 5 else (height, width)
-
-
 def decode_image(data: bytes, name: str | Path) -> np.ndarray:
     """The picture in a file's bytes, RGB `u8[h w 3]`, alpha dropped, 16 bits made 8; errors call it `name`."""
     image = _open(data, name)
