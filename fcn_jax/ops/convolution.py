@@ -5,10 +5,11 @@ so the same function compiles for a TPU from a laptop. On CPUs there are five ex
 cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
 
     what                                          XLA's own             here
-    kernel gradient, 3×3, 64 channels, 160×224    11–15 GFLOP/s         61–87
-        128 channels, 80×112                      45–59                 105
-        256 channels, 40×56                       77–81                 132
-        32 channels, 64×64                        7.0 ms                7.3 ms, and so left to XLA
+    kernel gradient, 3×3, 64 channels, 360×480    254 ms                84 ms
+        64 to 128 channels, 180×240               91 ms                 36 ms
+        256 channels, 90×120                      84 ms                 70 ms
+        3 to 64 channels, 360×480                 14.4 ms               8.1 ms
+        64 channels, four images of 32×32         3.2 ms                3.6 ms, and so left to XLA
     forward, 7×7, 512 to 4096 channels, 12×15     0.81 s                0.43 s; with gradients 4.2 s and 1.5 s
     two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms                 10 ms; with gradients 169 ms and 24 ms
     1×1, 4096 to 4096 channels, 192 cells         145 ms                56 ms (matrix product: 105 GFLOP/s)
@@ -16,15 +17,14 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
     3×3 without padding, 64 channels, 379×504     311 ms                141 ms
         512 channels, 58×74                       405 ms                196 ms
 
-The first two are patches (shifted slices) times a matrix. Kernel gradients are so where there are channels enough, and
-where there are few, for the sake of precision: patches are summed in blocks, where XLA adds one pixel after another (3
-to 64 channels, 283×317 pixels: largest error 8e-6 of the largest value, by patches 4e-7). Whole convolutions are so
-where the kernel is large for its map; with padding on a map smaller than the kernel XLA even falls into a naive loop
-(12 s forward for an image of 180×240), while on large maps its own is as fast or faster (7×7, 64 channels, 180×240: 116
-ms, by patches 272). Patches are made for some rows at a time, so that they stay in the cache and never take much
-memory. Groups, third, are computed one after another. A 1×1 kernel is a
-matrix. Of an unpadded convolution, last, XLA makes half the speed that it makes of a padded one: it is padded, and its
-margin cut off.
+Kernel gradients, first, are added up band by band: XLA's own, of some rows of the map at a time, which with their
+cotangents fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels,
+360×480: largest error 1.5e-5 of the largest value, in bands 1e-6). Whole convolutions are patches (shifted slices)
+times a matrix where the kernel is large for its map; with padding on a map smaller than the kernel XLA even falls into
+a naive loop (12 s forward for an image of 180×240), while on large maps its own is as fast or faster (7×7, 64 channels,
+180×240: 116 ms, by patches 272). Patches are made for some rows at a time, so that they stay in the cache and never
+take much memory. Groups, third, are computed one after another. A 1×1 kernel is a matrix. Of an unpadded convolution,
+last, XLA makes half the speed that it makes of a padded one: it is padded, and its margin cut off.
 """
 
 import contextlib
@@ -39,7 +39,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
-_FEW_CHANNELS, _ENOUGH_CHANNELS = 4, 48
+_BAND_VALUES, _MOST_BANDS = 2**19, 32  # of a map and its cotangents: read at a time
+_FEW_CHANNELS = 16  # gain from two bands on, more channels from four
 _ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
 _ENOUGH_ROWS = 32
 _PATCH_VALUES = 2**20  # made at a time
@@ -80,8 +81,8 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
     def by_patches(x, kernel):
         return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
 
-    def with_row_gradient(x, kernel):
-        return _with_row_gradient(x, kernel, stride, padding, dilation, precision)
+    def with_band_gradient(x, kernel):
+        return _with_band_gradient(x, kernel, stride, padding, dilation, precision)
 
     def by_matrix(x, kernel):
         return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1, precision=precision)
@@ -98,8 +99,8 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
         on_cpu = by_matrix
     elif _is_large(kernel.shape, x.shape[1:3], padding):
         on_cpu = by_patches
-    elif on_one_device and _gains_by_rows(kernel.shape, x.dtype):
-        on_cpu = with_row_gradient
+    elif on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation):
+        on_cpu = with_band_gradient
     else:
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
@@ -122,7 +123,7 @@ def _gains_by_margin(kernel: Sequence[int], size: Sequence[int]) -> bool:
 def over_several_devices() -> Iterator[None]:
     """A context for tracing programs that a compiler spreads over devices: kernel gradients are XLA's own there.
 
-    Row by row, each device's share of a batch would be added to the others' at every block.
+    Band by band, each device's share of a batch would be added to the others' at every band.
     """
     token = _ON_ONE_DEVICE.set(False)
     try:
@@ -131,11 +132,16 @@ def over_several_devices() -> Iterator[None]:
         _ON_ONE_DEVICE.reset(token)
 
 
-def _gains_by_rows(kernel: Sequence[int], dtype: Any) -> bool:
-    """Whether the kernel's gradient is by patches; in half precision their sums over blocks would lose digits."""
-    height, width, inputs, outputs = kernel
-    enough = min(inputs, outputs) >= _ENOUGH_CHANNELS or inputs <= _FEW_CHANNELS
-    return max(height, width) > 1 and enough and jnp.finfo(dtype).bits >= 32
+def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> bool:
+    """Whether the kernel's gradient is by bands; in half precision their sum would lose digits."""
+    wide = kernel.shape[:2] != (1, 1) and dilation * (kernel.shape[0] - 1) < x.shape[1] + 2 * padding
+    fewest = 2 if min(kernel.shape[2:]) <= _FEW_CHANNELS else 4
+    return wide and jnp.finfo(x.dtype).bits >= 32 and _bands(x, kernel, stride) >= fewest
+
+
+def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
+    values = x.size + x.size // stride**2 // kernel.shape[2] * kernel.shape[3]
+    return min(values // _BAND_VALUES, _MOST_BANDS)
 
 
 def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):
@@ -152,12 +158,12 @@ def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _with_row_gradient(x, kernel, stride, padding, dilation, precision):
-    """XLA's convolution, in whose derivative the kernel's part is by patches: transposed, it is the kernel gradient."""
+def _with_band_gradient(x, kernel, stride, padding, dilation, precision):
+    """XLA's convolution, in whose derivative the kernel's part is by bands: transposed, it is the kernel gradient."""
     return _native(x, kernel, stride, padding, dilation, precision=precision)
 
 
-@partial(_with_row_gradient.defjvp, symbolic_zeros=True)
+@partial(_with_band_gradient.defjvp, symbolic_zeros=True)
 def _(stride, padding, dilation, precision, primals, tangents):
     x, kernel = primals
     moved: list[Any] = list(tangents)
@@ -165,9 +171,28 @@ def _(stride, padding, dilation, precision, primals, tangents):
     if not isinstance(moved[0], SymbolicZero):
         parts.append(_native(moved[0], kernel, stride, padding, dilation, precision=precision))
     if not isinstance(moved[1], SymbolicZero):
-        parts.append(_patches_times_matrix(x, moved[1], stride, padding, dilation, precision))
+        parts.append(_band_by_band(x, moved[1], stride, padding, dilation, precision))
     y = _native(x, kernel, stride, padding, dilation, precision=precision)
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+
+
+def _band_by_band(x, kernel, stride, padding, dilation, precision):
+    """XLA's convolution of some rows at a time."""
+    bands = _bands(x, kernel, stride)
+    # Beforehand: the kernel gradient of a convolution that pads is slower where channels are few.
+    x = _padded(x, padding)
+    reach = dilation * (kernel.shape[0] - 1)
+    height = (x.shape[1] - reach - 1) // stride + 1
+    rows = -(-height // bands)
+    outputs = []
+    for top in range(0, height, rows):
+        end = stride * (min(top + rows, height) - 1) + reach + 1
+        outputs.append(_native(x[:, stride * top : end], kernel, stride, 0, dilation, precision=precision))
+    return jnp.concatenate(outputs, axis=1)
+
+
+def _padded(x: jax.Array, padding: int) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
 
 def deconv2d(x: jax.Array, kernel: jax.Array, *, padding: int = 0, precision: lax.PrecisionLike = None) -> jax.Array:
@@ -196,7 +221,7 @@ def deconv2d(x: jax.Array, kernel: jax.Array, *, padding: int = 0, precision: la
 
 def _patches_times_matrix(x, kernel, stride, padding, dilation, precision):
     kernel_height, kernel_width, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    x = _padded(x, padding)
     # How far each tap travels over the map: not at all where the map is smaller than the kernel.
     travel = [max(x.shape[axis] - dilation * (kernel.shape[axis - 1] - 1), 0) for axis in (1, 2)]
     height, width = (-(-length // stride) for length in travel)
