@@ -79,7 +79,7 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
             runtime: peers.difference(first, peer.output()) if work == "forward" else None
             for runtime, peer in others.items()
         }
-        seconds = timing.in_turn(runs, rounds)
+        seconds = timing.in_turn(runs, rounds, warm_up=0, settle=1)
     for runtime in others:
         if work != "forward":
             differences[runtime] = _largest_gap(losses["fcn_jax"], losses[runtime])

@@ -41,14 +41,20 @@ def repeated(function: Callable[[], Any], enough: float = _LONG_ENOUGH) -> Calla
     return run
 
 
-def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    runs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS, warm_up: int = 1, settle: int = 0
+) -> dict[str, list[float]]:
     """The seconds of `rounds` calls of each run, one of each in every round, after `warm_up` rounds that do not count.
 
-    A run gives its own seconds: it may lie in another process.
+    A run gives its own seconds: it may lie in another process. In each turn `settle` calls come before the one that
+    counts, for work that is done over and over: a virtual machine's host takes back memory that lies free for some
+    seconds, and who comes after a pause has to get it again (a step of FCN-8s: 3.5 s instead of 2.6).
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warm_up + rounds):
         for name, run in runs.items():
+            for _ in range(settle):
+                run()
             spent = run()
             if turn >= warm_up:
                 seconds[name].append(spent)

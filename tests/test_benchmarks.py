@@ -49,6 +49,12 @@ def test_runs_take_turns_and_warm_ups_do_not_count():
     assert spent == {"ours": [3.0, 5.0], "peer": [4.0, 6.0]}
 
 
+def test_work_that_is_done_over_and_over_settles_in_every_turn():
+    calls = []
+    spent = timing.in_turn({"ours": lambda: calls.append(1) or float(len(calls))}, rounds=2, warm_up=0, settle=2)
+    assert spent == {"ours": [3.0, 6.0]}
+
+
 def test_a_summary_is_the_median_with_its_range():
     assert timing.summary([5.0, 1.0, 2.0]) == {"seconds": 2.0, "fastest": 1.0, "slowest": 5.0, "rounds": 3}
 
