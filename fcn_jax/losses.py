@@ -68,7 +68,8 @@ def focal(logits: jax.Array, labels: jax.Array, gamma: float = 2.0) -> tuple[jax
     log_probability, valid = _of_label(logits, labels)
     # Away from p = 1, where a power below one has an infinite slope; the term is 0 there all the same.
     missing = jnp.maximum(-jnp.expm1(log_probability), np.finfo(np.float32).tiny)
-    terms = -(missing**gamma) * log_probability
+    # A whole exponent multiplies, where another one takes logarithms.
+    terms = -(missing ** (int(gamma) if float(gamma).is_integer() else gamma)) * log_probability
     return jnp.sum(jnp.where(valid, terms, 0)), jnp.sum(valid, dtype=jnp.int32)
 
 

@@ -83,6 +83,7 @@ def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
 PROGRAM = """
 import ctypes, os, signal, time
 from fcn_jax.preemption import Preemption
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
 with Preemption() as preemption:
     os.kill(os.getpid(), signal.SIGTERM)
     while not preemption.asked:
