@@ -19,12 +19,13 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
 
 Kernel gradients, first, are added up band by band: XLA's own, of some rows of the map at a time, which with their
 cotangents fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels,
-360×480: largest error 1.5e-5 of the largest value, in bands 1e-6). Whole convolutions are patches (shifted slices)
-times a matrix where the kernel is large for its map; with padding on a map smaller than the kernel XLA even falls into
-a naive loop (12 s forward for an image of 180×240), while on large maps its own is as fast or faster (7×7, 64 channels,
-180×240: 116 ms, by patches 272). Patches are made for some rows at a time, so that they stay in the cache and never
-take much memory. Groups, third, are computed one after another. A 1×1 kernel is a matrix. Of an unpadded convolution,
-last, XLA makes half the speed that it makes of a padded one: it is padded, and its margin cut off.
+360×480: largest error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well.
+Whole convolutions are patches (shifted slices) times a matrix where the kernel is large for its map; with padding on a
+map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps
+its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a
+time, so that they stay in the cache and never take much memory. Groups, third, are computed one after another. A 1×1
+kernel is a matrix. Of an unpadded convolution, last, XLA makes half the speed that it makes of a padded one: it is
+padded, and its margin cut off.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ from jax.custom_derivatives import SymbolicZero
 
 _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
 _BAND_VALUES, _MOST_BANDS = 2**19, 32  # of a map and its cotangents: read at a time
-_FEW_CHANNELS = 16  # gain from two bands on, more channels from four
+_BAND_CELLS, _FEW_CHANNELS = 4096, 16  # of a map of few channels, for the sake of precision
 _ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
 _ENOUGH_ROWS = 32
 _PATCH_VALUES = 2**20  # made at a time
@@ -140,8 +141,11 @@ def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, 
 
 
 def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
-    values = x.size + x.size // stride**2 // kernel.shape[2] * kernel.shape[3]
-    return min(values // _BAND_VALUES, _MOST_BANDS)
+    cells = x.size // x.shape[-1] // stride**2
+    bands = (x.size + cells * kernel.shape[3]) // _BAND_VALUES
+    if min(kernel.shape[2:]) <= _FEW_CHANNELS:
+        bands = max(bands, cells // _BAND_CELLS)
+    return min(bands, _MOST_BANDS)
 
 
 def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):

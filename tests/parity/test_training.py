@@ -166,11 +166,9 @@ def test_steps_of_caffes_solver(case, net, training):
 def test_steps_in_float32(case, net, training):
     meta, arrays = case
     found, initial, first, final = run(case, net, training, np.float32)
-    # In step 16 of FCN-8s the last bit decides between two values of a pooling window (no unit's sign differs), and so
-    # where the gradient goes; that varies with machines and numbers of devices. Where it falls the other way than in
-    # the reference, the losses after it differ by up to 5e-5, otherwise all agree to 1e-7.
-    np.testing.assert_allclose(found[:16], arrays["losses"][:16, 0], rtol=1e-5)
-    np.testing.assert_allclose(found[16:], arrays["losses"][16:, 0], rtol=1e-4)
+    # In step 16 of FCN-8s two values of a pooling window are nearly equal. Kernel gradients less exact than these take
+    # the other one, and the last losses are then off by up to 5e-5.
+    np.testing.assert_allclose(found, arrays["losses"][:, 0], rtol=1e-5)
     assert update_error(arrays, initial, final) <= 10 * meta["delta_rel_32_vs_64"]
     for name, wanted in arrays.items():
         kind, _, blob = name.partition(".")
