@@ -90,7 +90,7 @@ def test_a_kernel_need_not_be_square():
 
 @pytest.mark.parametrize(
     ("kernel_size", "channels", "size", "on_cpu"),
-    [(3, 5, 9, True), (7, 5, 9, True), (7, 5, 6, False), (5, 128, 9, False), (1, 5, 9, False)],
+    [(3, 5, 9, True), (3, 3, 9, True), (7, 5, 9, True), (7, 5, 6, False), (5, 128, 9, False), (1, 5, 9, False)],
 )
 @pytest.mark.parametrize("differentiate", [False, True])
 def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate):
@@ -214,18 +214,20 @@ def test_precision_is_handed_on_to_groups():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["patches", "bands"])
-@pytest.mark.parametrize("values", [200, 1000])
+@pytest.mark.parametrize(
+    ("limit", "values"),
+    [("_PATCH_VALUES", 200), ("_PATCH_VALUES", 2000), ("_BAND_VALUES", 200), ("_BAND_VALUES", 1000)],
+)
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 0, 2)])
-def test_rows_at_a_time_equal_the_whole(monkeypatch, form, values, stride, padding, dilation):
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_rows_at_a_time_equal_the_whole(monkeypatch, limit, values, stride, padding, dilation, kernel_size):
     """However many rows there are in a part, and with all derivatives: reverse, forward, one over the other."""
-    monkeypatch.setattr(convolution, "_PATCH_VALUES" if form == "patches" else "_BAND_VALUES", values)
-    x, kernel = scene((23, 18), 3)
+    monkeypatch.setattr(convolution, limit, values)
+    x, kernel = scene((23, 18), kernel_size)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
-    if form == "patches":
-        monkeypatch.setattr(convolution, "_is_large", lambda *_: True)
-    else:
-        assert convolution._gains_by_bands(x, kernel, **options)
+    by_patches = limit == "_PATCH_VALUES"
+    monkeypatch.setattr(convolution, "_is_large", lambda *_: by_patches)
+    assert by_patches or convolution._gains_by_bands(x, kernel, **options)
 
     # Not conv2d, which remembers what it traced before the limits were changed.
     untraced = inspect.unwrap(convolution._conv2d)

@@ -188,10 +188,8 @@ def _band_by_band(x, kernel, stride, padding, dilation, precision):
     reach = dilation * (kernel.shape[0] - 1)
     height = (x.shape[1] - reach - 1) // stride + 1
     rows = -(-height // bands)
-    outputs = []
-    for top in range(0, height, rows):
-        end = stride * (min(top + rows, height) - 1) + reach + 1
-        outputs.append(_native(x[:, stride * top : end], kernel, stride, 0, dilation, precision=precision))
+    parts = [x[:, stride * top : stride * (top + rows - 1) + reach + 1] for top in range(0, height, rows)]
+    outputs = [_native(part, kernel, stride, 0, dilation, precision=precision) for part in parts]
     return jnp.concatenate(outputs, axis=1)
 
 
