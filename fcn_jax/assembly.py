@@ -34,7 +34,8 @@ class Assembly:
 
     def abstract_state(self, mesh: Mesh) -> state.TrainState:
         """The shapes and types of the state, placed as a run places it."""
-        return parallel.placed(jax.eval_shape(self.begin, self.variables), mesh)
+        abstract = jax.eval_shape(self.begin, self.variables)
+        return parallel.placed(abstract, mesh, self.config.parallel.shard_state)
 
     def train_step(self, class_weights: np.ndarray | None = None) -> Callable[..., Any]:
         """What one step computes: `steps.make_train_step` as the config says, before it is spread over devices."""
@@ -54,7 +55,8 @@ class Assembly:
 
     def compiled_train_step(self, mesh: Mesh, class_weights: np.ndarray | None = None) -> Callable[..., Any]:
         """The step as a run calls it, on the devices of `mesh`: `(state, batch) -> (state, report)`."""
-        return parallel.wrap_step(self.train_step(class_weights), mesh, self.config.parallel.mode)
+        options = self.config.parallel
+        return parallel.wrap_step(self.train_step(class_weights), mesh, options.mode, shard_state=options.shard_state)
 
 
 def assemble(config: experiment.Config, info: Info) -> Assembly:

@@ -137,7 +137,9 @@ def default() -> Config:
     config.train.pictures = 8  # strips of input, truth and prediction
     config.train.statistics_batches = 0  # at the end batch norm's statistics are computed over so many; 0: running ones
 
-    config.parallel = ConfigDict({"mode": "pmap"})
+    config.parallel = ConfigDict()
+    config.parallel.mode = "pmap"  # or "mesh": one program for the whole batch
+    config.parallel.shard_state = False  # under "mesh": each device keeps a share of parameters and momentum alone
     config.deterministic = False  # GPU: operations that give the same bits every time, at some cost
     return config
 
@@ -211,6 +213,11 @@ def validate(config: Config) -> None:
     if config.loss.at_scores and config.model.upsampling != "fixed":
         raise ConfigError(
             f"loss.at_scores up-samples nothing, so that model.upsampling={config.model.upsampling!r} would never learn"
+        )
+    if config.parallel.shard_state and config.parallel.mode != "mesh":
+        raise ConfigError(
+            f"parallel.shard_state needs parallel.mode='mesh', and it is {config.parallel.mode!r}: a pmapped step "
+            "holds the whole state on every device"
         )
     for field, value in (
         ("model.dropout", max(config.model.dropout, 0)),

@@ -147,23 +147,3 @@ class Asked:
         flags = np.full(len(self._mesh.local_devices), flag, np.int32)
         self._pending = self._any(jax.make_array_from_process_local_data(sharding, flags))
         return before is not None and bool(before)
-
-
-def everywhere(tree: Any, mesh: Mesh) -> Any:
-    """Replicated arrays as pmap leaves them, each host's its own, as what they are: one array on the whole mesh."""
-    if jax.process_count() == 1:
-        return tree
-    replicated = NamedSharding(mesh, PartitionSpec())
-
-    def whole(x: jax.Array) -> jax.Array:
-        if not x.is_fully_addressable:
-            return x
-        shards = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape, replicated, shards)
-
-    return jax.tree.map(whole, tree)
-
-
-def on_one_device(tree: Any) -> Any:
-    """Replicated arrays as arrays on this host's first device."""
-    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), jax.local_devices()[0]), tree)

@@ -2,10 +2,13 @@
 
 One step function (`steps.py`) runs in either of two ways. `pmap` maps it over the devices, each with its share of
 the batch, and completes the sums by collectives; `mesh` compiles it for the whole batch, sharded over a mesh, and
-leaves the rest to XLA. State is replicated and never stacked: a checkpoint looks the same from any number of devices.
+leaves the rest to XLA. State is replicated and never stacked, or on request, under `mesh`, sharded: each device then
+keeps its share of the large parameters and of their buffers, and borrows the others' while it computes (ZeRO:
+Rajbhandari et al., SC 2020). Either way a checkpoint looks the same from any number of devices.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +22,10 @@ from fcn_jax.ops.convolution import over_several_devices
 
 MODES = ("pmap", "mesh")
 _AXIS = "data"
+_WORTH_SHARDING = 2**14  # values; biases and statistics are not
+# A CPU's devices start collectives that do not depend on each other in any order, and where there are fewer cores than
+# devices, each waits for ever in another one. So they are put in the order of the program.
+_IN_ORDER = {"cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False}}
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -32,7 +39,7 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
     """`step(state, batch)` mapped over the devices: state and results un-stacked, batch stacked `[devices b …]`.
 
-    With several hosts the results lie on this host's devices alone, replicated; see `hosts.everywhere`.
+    With several hosts the results lie on this host's devices alone, replicated; see `joined`.
     """
     return jax.pmap(
         partial(step, axis_name=_AXIS),
@@ -44,38 +51,109 @@ def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable
     )
 
 
-def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable:
-    """`step(state, batch)` compiled for the whole batch, sharded over the mesh; state and results are replicated."""
+def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True, shard_state: bool = False) -> Callable:
+    """`step(state, batch)` compiled for the whole batch, sharded over the mesh; results are replicated.
+
+    With `shard_state` the state is taken as `put_state` sharded it, and a step that is given its state to keep
+    (`donate_state`) leaves the new one, the first of its results, in the same places.
+    """
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def spread(*arguments: Any) -> Any:
         with over_several_devices() if mesh.size > 1 else contextlib.nullcontext():
-            return step(*arguments)
+            results = step(*arguments)
+        if not shard_state:
+            return results
+        if not donate_state:
+            return jax.lax.with_sharding_constraint(results, replicated)
+        state, *others = results
+        state = jax.lax.with_sharding_constraint(state, _shardings(state, mesh, shard_state))
+        return state, *jax.lax.with_sharding_constraint(others, replicated)
 
     return jax.jit(
         spread,
-        in_shardings=(replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
-        out_shardings=replicated,
+        # None: where the state lies already.
+        in_shardings=(None if shard_state else replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
+        out_shardings=None if shard_state else replicated,
         donate_argnums=(0,) if donate_state else (),
+        compiler_options=_IN_ORDER.get(_platform(mesh)) if shard_state else None,
     )
 
 
-def wrap_step(step: Callable, mesh: Mesh, mode: str, donate_state: bool = True) -> Callable:
-    """`pmap_step` or `jit_step`, by the name in a config's `parallel.mode`."""
-    return {"pmap": pmap_step, "mesh": jit_step}[mode](step, mesh, donate_state)
+def wrap_step(step: Callable, mesh: Mesh, mode: str, donate_state: bool = True, shard_state: bool = False) -> Callable:
+    """`pmap_step` or `jit_step`, by the name in a config's `parallel.mode`; under `pmap` no state is sharded."""
+    if mode == "pmap":
+        return pmap_step(step, mesh, donate_state)
+    return jit_step(step, mesh, donate_state, shard_state)
 
 
-def put_state(state: Any, mesh: Mesh) -> Any:
-    """The state (host or device arrays) on every device. The result may share memory with what was given."""
+def put_state(state: Any, mesh: Mesh, shard_state: bool = False) -> Any:
+    """The state (host or device arrays) onto the devices: whole on each, or in shares.
+
+    The result may share memory with what was given.
+    """
     if jax.process_count() > 1:
         state = jax.device_get(state)
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(state, _shardings(state, mesh, shard_state))
 
 
-def placed(abstract: Any, mesh: Mesh) -> Any:
+def placed(abstract: Any, mesh: Mesh, shard_state: bool = False) -> Any:
     """The shapes and types of a state, placed as `put_state` places one."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        _shardings(abstract, mesh, shard_state),
+    )
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays as a step leaves them, each whole on every device of the mesh: what is sharded is gathered.
+
+    Every host has to come by.
+    """
+    tree = joined(tree, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract)
+    if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return tree
+    options = _IN_ORDER.get(_platform(mesh))
+    return jax.jit(lambda tree: tree, out_shardings=replicated, compiler_options=options)(tree)
+
+
+def joined(tree: Any, mesh: Mesh) -> Any:
+    """Replicated arrays as pmap leaves them, each host's its own, as what they are: one array on the whole mesh."""
+    if jax.process_count() == 1:
+        return tree
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def join(x: jax.Array) -> jax.Array:
+        if not x.is_fully_addressable:
+            return x
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, replicated, shards)
+
+    return jax.tree.map(join, tree)
+
+
+def on_one_device(tree: Any) -> Any:
+    """Arrays that are whole on every device as arrays on this host's first one."""
+    return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), jax.local_devices()[0]), tree)
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
+def _shardings(tree: Any, mesh: Mesh, shard_state: bool) -> Any:
+    """Where the leaves of a state lie, shapes being all that counts: by the longest axis that the devices divide."""
+
+    def sharding(x: Any) -> NamedSharding:
+        even = [axis for axis, length in enumerate(x.shape) if length % mesh.size == 0]
+        if not shard_state or not even or math.prod(x.shape) < _WORTH_SHARDING:
+            return NamedSharding(mesh, PartitionSpec())
+        longest = max(even, key=lambda axis: (x.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, _AXIS))
+
+    return jax.tree.map(sharding, tree)
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh, mode: str) -> dict[str, Any]:

@@ -87,11 +87,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             print(f"resumed from step {start}")
         else:
             variables = initial_variables(config, model, info, blobs)
-            current = parallel.put_state(assembly.begin(variables), mesh)
+            current = parallel.put_state(assembly.begin(variables), mesh, config.parallel.shard_state)
 
         mode = config.parallel.mode
         train_step = assembly.compiled_train_step(mesh, class_weights)
-        eval_step = parallel.wrap_step(steps.make_eval_step(model), mesh, mode, donate_state=False)
+        eval_step = parallel.wrap_step(
+            steps.make_eval_step(model), mesh, mode, donate_state=False, shard_state=config.parallel.shard_state
+        )
         batches = loader.train_batches(
             train_source,
             config.data.augment,
@@ -152,7 +154,8 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             raise Preempted(f"{workdir}: left before the end of step {step}; {_GO_ON}")
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
-                    _write_pictures(config, workdir, model, current.variables, val_source, reporter)
+                    variables = parallel.whole(current.variables, mesh)
+                    _write_pictures(config, workdir, model, variables, val_source, reporter)
                 leaving = asked(preemption.asked) and step < last
                 if mean_iou is not None or leaving or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
@@ -160,7 +163,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                         # Without a labelled pixel in the split there is no score to rank the checkpoint by.
                     # Before the statistics of the training set there is none either: the net is not the one to be used.
                     scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
-                    checkpoints.save(step, hosts.everywhere(current, mesh), mean_iou if scored else None)
+                    checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None)
                 if leaving:
                     raise Preempted(f"{workdir}: left after step {step} of {last}; {_GO_ON}")
     if hosts.is_first():  # with everything on disk
@@ -219,9 +222,9 @@ def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.
         parallel.put_batch({"image": batch["image"]}, mesh, "mesh")["image"]
         for batch in itertools.islice(batches, count)
     )
-    exact = statistics.over_batches(model, hosts.everywhere(current.variables, mesh), images)
+    exact = statistics.over_batches(model, parallel.whole(current.variables, mesh), images)
     print(f"batch norm's statistics computed over {count} batches")
-    return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh))
+    return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh, config.parallel.shard_state))
 
 
 def _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract) -> None:
@@ -239,7 +242,7 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
 def _write_pictures(config, workdir, model, variables, source, reporter) -> None:
     if not config.train.pictures or not hosts.is_first():
         return
-    variables = hosts.on_one_device(variables)
+    variables = parallel.on_one_device(variables)
     predictor = Predictor(model, variables, experiment.input_spec(config), source.info, str(workdir))
     folder = workdir / "pictures"
     for name, picture in evaluation.pictures(source, predictor, config.train.pictures):

@@ -86,6 +86,7 @@ def test_the_defaults_are_sound():
         ("data.augment.crop", (0, 32), "data.augment.crop=(0, 32) must be height and width, or (0, 0)"),
         ("init.skip", ("fc6",), "init.skip=('fc6',) needs init.weights"),
         ("loss.normalization", "sum", "optim.lr=0.001 with loss.normalization='sum' blows up"),
+        ("parallel.shard_state", True, "parallel.shard_state needs parallel.mode='mesh', and it is 'pmap'"),
     ],
 )
 def test_a_fault_is_named(field, value, message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -19,14 +20,18 @@ from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.preemption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
+KILLS = int(os.environ.get("FCN_JAX_KILLS", "3"))  # of a supervised run
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 import tiny
+from fcn_jax import parallel
 
 def get_config(mode):
+    parallel._WORTH_SHARDING = 64
     return tiny.config(**{{
-        "model.dropout": 0.2, "data.augment.flip": True, "data.shapes.val_images": 9, "parallel.mode": mode,
+        "model.dropout": 0.2, "data.augment.flip": True, "data.shapes.val_images": 9,
+        "parallel.mode": "mesh" if mode == "shards" else mode, "parallel.shard_state": mode == "shards",
         "train.log_every": 1, "train.eval_every": 12, "train.checkpoint_every": 3,
     }})
 """
@@ -34,7 +39,7 @@ def get_config(mode):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """`start(workdir, count, mode, own, supervised)`: the processes of a run, each with its share of eight devices."""
+    """`start(workdir, count, mode, own, supervised, steps)`: the processes of a run, which share eight devices."""
     folder = tmp_path_factory.mktemp("hosts")
     (folder / "hosts.py").write_text(PROGRAM.format(tests=str(ROOT / "tests")))
     environment = os.environ | {
@@ -44,14 +49,14 @@ def start(tmp_path_factory):
     }
     started: list[subprocess.Popen] = []
 
-    def start(workdir, count=2, mode="pmap", own=((), ()), supervised=False) -> list[subprocess.Popen]:
+    def start(workdir, count=2, mode="pmap", own=((), ()), supervised=False, steps=12) -> list[subprocess.Popen]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         processes = []
         for host in range(1 if supervised else count):
             command = [sys.executable, "train.py", "--config", f"{folder / 'hosts.py'}:{mode}"]
-            command += ["--workdir", str(workdir)]
+            command += ["--workdir", str(workdir), f"--config.train.steps={steps}"]
             if supervised:
                 command = [sys.executable, "tools/supervise.py", f"--hosts={count}", "--", *command, "--heartbeat=10"]
             elif count > 1:
@@ -89,10 +94,20 @@ def until_step(workdir, step) -> None:
         time.sleep(0.05)
 
 
-def params(workdir):
+def children(process, count) -> list[int]:
+    """The processes that a supervisor has started, when all are there."""
+    while True:
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        if len(found) == count:
+            return [int(each) for each in found]
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+def params(workdir, last=12):
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params("latest")
-    assert step == 12
+    assert step == last
     return jax.device_get(params)
 
 
@@ -131,9 +146,10 @@ class TestRuns:
         assert "9 of 9 images" in printed(two, 0)
         assert printed(two, 1) == ""
 
-    def test_a_mesh_over_two_hosts(self, one, start, tmp_path):
+    @pytest.mark.parametrize("mode", ["mesh", "shards"])
+    def test_a_mesh_over_two_hosts(self, one, start, tmp_path, mode):
         workdir = tmp_path / "run"
-        assert codes(start(workdir, mode="mesh")) == [0, 0], printed(workdir, 0)
+        assert codes(start(workdir, mode=mode)) == [0, 0], printed(workdir, 0)
         assert_same(params(workdir), params(one), 1e-4)
 
     def test_four_hosts_go_on_where_two_left(self, one, start, tmp_path):
@@ -163,22 +179,24 @@ class TestRuns:
 
 
 @pytest.mark.slow
-def test_a_supervised_run_survives_its_kills(start, tmp_path):
-    """Three kills of either host at different moments; the end is that of an undisturbed run, bit for bit."""
-    calm, workdir = tmp_path / "calm", tmp_path / "killed"
-    process = start(calm, supervised=True)[0]
+@pytest.mark.parametrize("mode", ["pmap", "shards"])
+def test_a_supervised_run_survives_its_kills(start, tmp_path, mode):
+    """Kills of either host at random moments, one after another; the end is an undisturbed run's, bit for bit."""
+    calm, workdir, steps = tmp_path / "calm", tmp_path / "killed", 4 * KILLS
+    process = start(calm, mode=mode, supervised=True, steps=steps)[0]
     assert process.wait(timeout=200) == 0, printed(calm, 0)
-    (process,) = start(workdir, supervised=True)
-    for kill, step in enumerate((2, 5, 8)):
-        until_step(workdir, step)
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        os.kill(int(children[kill % 2]), signal.SIGKILL)
+    (process,) = start(workdir, mode=mode, supervised=True, steps=steps)
+    chance = random.Random(0)
+    for kill in range(KILLS):
+        until_step(workdir, 4 * kill + chance.randint(1, 3))
+        time.sleep(chance.uniform(0, 0.1))
+        os.kill(chance.choice(children(process, 2)), signal.SIGKILL)
         attempts = time.monotonic() + 100
         while f"attempt {kill + 1}: exit codes" not in printed(workdir, 0):
             assert time.monotonic() < attempts
             time.sleep(0.05)
     assert process.wait(timeout=300) == 0, printed(workdir, 0)
-    assert_same(params(workdir), params(calm), 0)
+    assert_same(params(workdir, steps), params(calm, steps), 0)
 
 
 @pytest.mark.parametrize(("code", "attempts"), [(0, 1), (1, 1), (75, 3)])

@@ -15,7 +15,9 @@ RECIPE = experiment.default().optim
 RECIPE.update(
     name="sgd", lr=0.05, momentum=0.9, schedule="poly", warmup_steps=3, clip_norm=1.0, frozen=("conv1_1/*",)
 )  # fmt: skip
-
+# A batch norm over two channels and a few cells multiplies rounding at every step, the more the higher the rate: by
+# six for FCN-ResNet at 1e-2, by 1.2 at 3e-5.
+RATES = {"segnet": 1e-4, "deconvnet": 1e-4, "fcn_resnet50": 1e-5}
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -49,20 +51,24 @@ def make_net(name="fcn8s", dtype: type = np.float32):
 def run(train_step, begun, layout, num_steps, dtype: type = np.float32):
     """The state after some steps, on the layout's devices."""
     devices, mode, _ = layout
+    shard_state = mode == "shards"
+    mode = "mesh" if shard_state else mode
     mesh = parallel.make_mesh(jax.local_devices()[:devices])
-    compiled = parallel.wrap_step(train_step, mesh, mode)
-    current, report = parallel.put_state(jax.tree.map(jnp.array, begun), mesh), None
+    compiled = parallel.wrap_step(train_step, mesh, mode, shard_state=shard_state)
+    current, report = parallel.put_state(jax.tree.map(jnp.array, begun), mesh, shard_state), None
     for step in range(num_steps):
         current, report = compiled(current, parallel.put_batch(make_batch(step, dtype), mesh, mode))
     return current, report
 
 
-def assert_close(found, wanted, tolerance):
-    """Leaf by leaf, relative to each leaf's largest value."""
+def assert_close(found, wanted, tolerance, least=0.0):
+    """Leaf by leaf, relative to each leaf's largest value, or to the least that counts."""
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         difference = np.max(np.abs(a - b))
-        assert difference <= tolerance * np.max(np.abs(b)), f"{jax.tree_util.keystr(path)}: {difference:.1e}"
+        assert difference <= tolerance * max(np.max(np.abs(b)), least), (
+            f"{jax.tree_util.keystr(path)}: {difference:.1e}"
+        )
 
 
 class TestTwentySteps:
@@ -103,10 +109,12 @@ class TestTwentySteps:
             *((devices, "pmap", 1) for devices in (1, 2, 8)),
             *((devices, "mesh", 1) for devices in (2, 8)),
             *((2, "mesh", 2), (1, "mesh", 4), (2, "pmap", 2)),
+            *((8, "shards", 1), (2, "shards", 2)),
         ),
         ids=str,
     )
-    def test_is_the_same_on_any_devices(self, reference, layout):
+    def test_is_the_same_on_any_devices(self, reference, layout, monkeypatch):
+        monkeypatch.setattr(parallel, "_WORTH_SHARDING", 1)
         (wanted, wanted_report), _ = reference
         (found, found_report), _ = self.run(layout)
         assert_close(found.params, wanted.params, 1e-10)
@@ -115,37 +123,36 @@ class TestTwentySteps:
 
 
 @pytest.mark.slow
-class TestBatchNorm:
-    """In float64, a net whose statistics are of the whole batch wherever its images lie."""
+class TestEveryFamily:
+    """In float64, fifty steps with dropout, and where a net has it with batch norm, whose statistics are global."""
 
     @staticmethod
-    def run(layout):
+    def run(name, layout):
         with jax.enable_x64(True):
-            model = models.create("segnet_basic", CLASSES, width=1 / 16, dtype=np.float64)
+            model = models.create(name, CLASSES, width=1 / 32, dtype=np.float64)
             variables = jax.tree.map(lambda x: x.astype(np.float64), jax.device_get(state.init_variables(model, 0)))
-            optimizer = optax.sgd(0.1, momentum=0.9)
-            train_step = steps.make_train_step(model, optimizer, normalization="valid_mean")
-            begun = state.create(variables["params"], optimizer, variables["batch_stats"])
-            return jax.device_get(run(train_step, begun, layout, 5, np.float64)[0])
+            optimizer = optax.sgd(RATES.get(name, 0.01), momentum=0.9)
+            train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", seed=3)
+            begun = state.create(variables["params"], optimizer, variables.get("batch_stats"))
+            current, _ = run(train_step, begun, layout, 50, np.float64)
+            return variables, jax.device_get({"params": current.params, "batch_stats": current.batch_stats})
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def reference(cls):
-        return cls.run((1, "mesh", 1))
-
-    @pytest.mark.parametrize("layout", layouts((2, "pmap", 1), (8, "pmap", 1), (8, "mesh", 1)), ids=str)
-    def test_is_the_same_on_any_devices(self, reference, layout):
-        found = self.run(layout)
-        # A bias in front of a batch norm has no gradient but rounding's.
-        sure = {
-            layer: leaves if layer.endswith("bn") or layer == "conv_classifier" else {"kernel": leaves["kernel"]}
-            for layer, leaves in reference.params.items()
-        }
-        assert_close(
-            {layer: {leaf: found.params[layer][leaf] for leaf in leaves} for layer, leaves in sure.items()}, sure, 1e-10
-        )
-        assert_close(found.batch_stats, reference.batch_stats, 1e-10)
-        assert np.max(np.abs(reference.batch_stats["conv1_bn"]["mean"])) > 0.001
+    @pytest.mark.parametrize(
+        "name", ["fcn8s", "segnet", "segnet_basic", "deconvnet", "deeplab_largefov", "fcn_resnet50"]
+    )
+    def test_is_the_same_on_any_devices(self, name, monkeypatch):
+        monkeypatch.setattr(parallel, "_WORTH_SHARDING", 1)
+        begun, wanted = self.run(name, (1, "mesh", 1))
+        kernels = [
+            (np.max(np.abs(a - b)), jax.tree_util.keystr(path))
+            for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(begun), strict=True)
+            if "kernel" in jax.tree_util.keystr(path)
+        ]
+        assert min(kernels)[0] > 1e-8, min(kernels)
+        for layout in ((8, "pmap", 1), (8, "mesh", 1), (8, "shards", 1)):
+            _, found = self.run(name, layout)
+            # A bias in front of a batch norm has no gradient but rounding's, and stays at zero but for that.
+            assert_close(found, wanted, 1e-10, least=1e-3)
 
 
 class TestFirstGradient:
@@ -201,6 +208,45 @@ class TestFirstGradient:
             after, _ = compiled(current, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(current.params))
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, batch)))
+
+
+class TestShardedState:
+    """Each device keeps its share of what is large and even, through steps, and gives it back whole."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def begun(cls):
+        model, params = make_net()
+        optimizer = optax.sgd(0.01, momentum=0.9)
+        train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", seed=3)
+        return train_step, state.create(params, optimizer)
+
+    def test_shares_stay_where_they_are(self, begun, monkeypatch):
+        monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
+        train_step, first = begun
+        current, report = run(train_step, first, (8, "shards", 1), 2)
+        assert report is not None
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(report))
+        for tree in (current.params, current.opt_state[0].trace):
+            kernel, bias = tree["fc6"]["kernel"], tree["fc6"]["bias"]  # [7 7 16 8], [8]
+            assert {shard.data.shape for shard in kernel.addressable_shards} == {(7, 7, 2, 8)}
+            assert bias.sharding.is_fully_replicated
+        wanted, _ = run(train_step, first, (8, "mesh", 1), 2)
+        mesh = parallel.make_mesh()
+        whole = parallel.whole(current, mesh)
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(whole))
+        assert_close(whole.params, wanted.params, 1e-4)
+        assert_close(parallel.on_one_device(whole).params, wanted.params, 1e-4)
+
+    def test_the_plan_of_a_state_lies_as_the_state_does(self, begun, monkeypatch):
+        monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
+        mesh = parallel.make_mesh()
+        for shard_state in (False, True):
+            real = parallel.put_state(begun[1], mesh, shard_state)
+            for planned, leaf in zip(
+                jax.tree.leaves(parallel.placed(real, mesh, shard_state)), jax.tree.leaves(real), strict=True
+            ):
+                assert planned.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
 
 
 def test_a_batch_goes_to_the_devices_in_order():

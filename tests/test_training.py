@@ -473,3 +473,16 @@ def test_state_on_one_device_and_on_eight_is_the_same(run):
         mesh = parallel.make_mesh(jax.local_devices()[:1])
         restored = checkpoints.restore(12, parallel.put_state(run[1], mesh))
     assert_same_bits(jax.device_get(restored), run[1])
+
+
+@pytest.mark.slow
+def test_a_run_of_sharded_state_goes_on_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
+    changes = {**CHANGES, "parallel.mode": "mesh", "parallel.shard_state": True}
+    wanted, printed = train(tmp_path / "whole", **changes)
+    assert len(list((tmp_path / "whole" / "pictures").glob("*.png"))) == 2
+    assert "val: mean IU" in printed
+    train(tmp_path / "parts", **changes, **{"train.steps": 5})
+    found, printed = train(tmp_path / "parts", **changes)
+    assert "resumed from step 5" in printed
+    assert_same_bits(found, wanted)
