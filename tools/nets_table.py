@@ -56,13 +56,13 @@ NETS = {
     "FCN-8s": Run("configs/fcn8s.py", {"train.steps": 620}),
     "FCN-16s": Run(
         "configs/fcn16s.py",
-        POLY | {"train.steps": 900, "optim.lr": 4e-3, "optim.frozen": FROZEN, "init.skip": ("score_*",)},
+        POLY | {"train.steps": 950, "optim.lr": 4e-3, "optim.frozen": FROZEN, "init.skip": ("score_*",)},
         start="FCN-8s",
     ),
     "SegNet": Run(
         "configs/segnet.py",
         POLY
-        | {"train.steps": 1050, "model.trunk": "vgg11", "model.width": 0.125, "optim.lr": 3e-2, "loss.name": "dice"},
+        | {"train.steps": 1040, "model.trunk": "vgg11", "model.width": 0.125, "optim.lr": 3e-2, "loss.name": "dice"},
     ),
     "SegNet-Basic-EncoderAddition": Run(
         "configs/segnet_basic.py",
@@ -70,7 +70,7 @@ NETS = {
         | WEIGHTED
         | {
             "model.name": "segnet_basic_encoder_addition",
-            "train.steps": 630,
+            "train.steps": 620,
             "model.width": 0.1875,
             "optim.lr": 3e-2,
         },
@@ -92,10 +92,10 @@ NETS = {
     ),
     "DeepLab-LargeFOV": Run(
         "configs/deeplab_largefov.py",
-        DEEPLAB | {"train.steps": 780, "optim.frozen": FROZEN, "init.skip": ("fc8*", "*_ms*")},
+        DEEPLAB | {"train.steps": 860, "optim.frozen": FROZEN, "init.skip": ("fc8*", "*_ms*")},
         start="DeepLab-MSc",
     ),
-    "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 500, "model.width": 0.125, "optim.lr": 2e-2}),
+    "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 490, "model.width": 0.125, "optim.lr": 2e-2}),
 }
 COMMON = {"train.pictures": 0, "train.eval_every": 0, "train.checkpoint_every": 10_000, "data.shapes.val_images": 200}
 
