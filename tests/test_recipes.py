@@ -11,6 +11,7 @@ from fcn_jax import config as experiment
 from fcn_jax import models, optim, state
 from fcn_jax.errors import ConfigError
 from fcn_jax.weights import names as weight_names
+from tools import nets_table
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "recipes")
@@ -79,3 +80,15 @@ def test_every_net_has_an_experiment_or_is_named_in_one():
     for name in models.SEGMENTATION:
         short = name.removeprefix("segnet_basic") if name.startswith("segnet_basic_") else name
         assert name in words or short in words, name
+
+
+@pytest.mark.parametrize("name", nets_table.NETS)
+def test_the_nets_of_the_table_are_sound(name):
+    run, earlier = nets_table.NETS[name], list(nets_table.NETS)[: list(nets_table.NETS).index(name)]
+    config = importlib.import_module(f"configs.{Path(run.config).stem}").get_config()
+    config.update_from_flattened_dict(nets_table.COMMON | run.fields)
+    assert not run.start or run.start in earlier  # whose run is there when this one begins
+    config.init.workdir = run.start
+    experiment.validate(config)
+    variables = abstract_variables(experiment.make_model(config, NUM_CLASSES["shapes"]))
+    optim.make_optimizer(config.optim, config.train.steps, variables["params"])

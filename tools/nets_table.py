@@ -62,7 +62,7 @@ NETS = {
     "SegNet": Run(
         "configs/segnet.py",
         POLY
-        | {"train.steps": 1040, "model.trunk": "vgg11", "model.width": 0.125, "optim.lr": 3e-2, "loss.name": "dice"},
+        | {"train.steps": 1120, "model.trunk": "vgg11", "model.width": 0.125, "optim.lr": 3e-2, "loss.name": "dice"},
     ),
     "SegNet-Basic-EncoderAddition": Run(
         "configs/segnet_basic.py",
@@ -70,7 +70,7 @@ NETS = {
         | WEIGHTED
         | {
             "model.name": "segnet_basic_encoder_addition",
-            "train.steps": 620,
+            "train.steps": 660,
             "model.width": 0.1875,
             "optim.lr": 3e-2,
         },
@@ -92,7 +92,10 @@ NETS = {
     ),
     "DeepLab-LargeFOV": Run(
         "configs/deeplab_largefov.py",
-        DEEPLAB | {"train.steps": 860, "optim.frozen": FROZEN, "init.skip": ("fc8*", "*_ms*")},
+        DEEPLAB
+        # All but its scores has learned already: at a higher rate some runs lose every feature in their first steps.
+        | {"optim.lr": 1e-3, "optim.warmup_steps": 100}
+        | {"train.steps": 860, "optim.frozen": FROZEN, "init.skip": ("fc8*", "*_ms*")},
         start="DeepLab-MSc",
     ),
     "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 490, "model.width": 0.125, "optim.lr": 2e-2}),
