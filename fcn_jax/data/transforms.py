@@ -77,7 +77,7 @@ def rescale(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndar
 
 
 def _resize(pixels: np.ndarray, size: Sequence[int], interpolation: int) -> np.ndarray:
-    """An array `[h w …]` at another size (height, width), channel by channel the same."""
+    """An array `[h w …]` at another size (height, width), each channel as it would be alone but for rounded halves."""
     height, width = size
     channels = pixels.reshape(*pixels.shape[:2], -1)
     resized = [
