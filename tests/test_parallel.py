@@ -123,6 +123,40 @@ class TestTwentySteps:
 
 
 @pytest.mark.slow
+class TestBatchNorm:
+    """In float64, a net whose statistics are of the whole batch wherever its images lie."""
+
+    @staticmethod
+    def run(layout):
+        with jax.enable_x64(True):
+            model = models.create("segnet_basic", CLASSES, width=1 / 16, dtype=np.float64)
+            variables = jax.tree.map(lambda x: x.astype(np.float64), jax.device_get(state.init_variables(model, 0)))
+            optimizer = optax.sgd(0.1, momentum=0.9)
+            train_step = steps.make_train_step(model, optimizer, normalization="valid_mean")
+            begun = state.create(variables["params"], optimizer, variables["batch_stats"])
+            return jax.device_get(run(train_step, begun, layout, 5, np.float64)[0])
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def reference(cls):
+        return cls.run((1, "mesh", 1))
+
+    @pytest.mark.parametrize("layout", layouts((2, "pmap", 1), (8, "pmap", 1), (8, "mesh", 1)), ids=str)
+    def test_is_the_same_on_any_devices(self, reference, layout):
+        found = self.run(layout)
+        # A bias in front of a batch norm has no gradient but rounding's.
+        sure = {
+            layer: leaves if layer.endswith("bn") or layer == "conv_classifier" else {"kernel": leaves["kernel"]}
+            for layer, leaves in reference.params.items()
+        }
+        assert_close(
+            {layer: {leaf: found.params[layer][leaf] for leaf in leaves} for layer, leaves in sure.items()}, sure, 1e-10
+        )
+        assert_close(found.batch_stats, reference.batch_stats, 1e-10)
+        assert np.max(np.abs(reference.batch_stats["conv1_bn"]["mean"])) > 0.001
+
+
+@pytest.mark.slow
 class TestEveryFamily:
     """In float64, fifty steps with dropout, and where a net has it with batch norm, whose statistics are global."""
 
