@@ -5,6 +5,7 @@ Label 255 marks what the image does not hold, and padded pixels take a value of 
 net's input blob turns into zero.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,16 +78,18 @@ def rescale(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndar
 
 
 def _resize(pixels: np.ndarray, size: Sequence[int], interpolation: int) -> np.ndarray:
-    """An array `[h w …]` at another size (height, width), each channel as it would be alone but for rounded halves."""
+    """An array `[h w …]` at another size (height, width), channel by channel the same."""
     height, width = size
     channels = pixels.reshape(*pixels.shape[:2], -1)
+    count = channels.shape[2]
+    starts = list(range(0, count, _OPENCV_CHANNELS))
+    if count - starts[-1] == 2:  # of two at once OpenCV 5 rounds some halves as it does of no other number
+        starts.append(count - 1)
     resized = [
         cv2.resize(
-            np.ascontiguousarray(channels[..., first : first + _OPENCV_CHANNELS]),
-            (width, height),
-            interpolation=interpolation,
+            np.ascontiguousarray(channels[..., first:last]), (width, height), interpolation=interpolation
         ).reshape(height, width, -1)
-        for first in range(0, channels.shape[2], _OPENCV_CHANNELS)
+        for first, last in itertools.pairwise([*starts, count])
     ]
     whole = resized[0] if len(resized) == 1 else np.concatenate(resized, axis=-1)
     return whole.reshape(height, width, *pixels.shape[2:])
