@@ -23,9 +23,6 @@ from fcn_jax.ops.convolution import over_several_devices
 MODES = ("pmap", "mesh")
 _AXIS = "data"
 _WORTH_SHARDING = 2**14  # values; biases and statistics are not
-# A CPU's devices start collectives that do not depend on each other in any order, and where there are fewer cores than
-# devices, each waits for ever in another one. So they are put in the order of the program.
-_IN_ORDER = {"cpu": {"xla_cpu_enable_concurrency_optimized_scheduler": False}}
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -76,7 +73,7 @@ def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True, shard_state:
         in_shardings=(None if shard_state else replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
         out_shardings=None if shard_state else replicated,
         donate_argnums=(0,) if donate_state else (),
-        compiler_options=_IN_ORDER.get(_platform(mesh)) if shard_state else None,
+        compiler_options=_in_order(mesh) if shard_state else None,
     )
 
 
@@ -115,8 +112,7 @@ def whole(tree: Any, mesh: Mesh) -> Any:
     replicated = NamedSharding(mesh, PartitionSpec())
     if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree)):
         return tree
-    options = _IN_ORDER.get(_platform(mesh))
-    return jax.jit(lambda tree: tree, out_shardings=replicated, compiler_options=options)(tree)
+    return jax.jit(lambda tree: tree, out_shardings=replicated, compiler_options=_in_order(mesh))(tree)
 
 
 def joined(tree: Any, mesh: Mesh) -> Any:
@@ -139,8 +135,14 @@ def on_one_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), jax.local_devices()[0]), tree)
 
 
-def _platform(mesh: Mesh) -> str:
-    return mesh.devices.flat[0].platform
+def _in_order(mesh: Mesh) -> dict[str, Any] | None:
+    """Compiler options that put collectives in the order of the program.
+
+    A CPU's devices start those that do not depend on each other in any order, and where there are fewer cores than
+    devices, each waits for ever in another one.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
 
 
 def _shardings(tree: Any, mesh: Mesh, shard_state: bool) -> Any:

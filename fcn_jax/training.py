@@ -154,8 +154,7 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                             raise Preempted(f"{workdir}: left before the end of step {step}; {_GO_ON}")
                 if step == last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
-                    variables = parallel.whole(current.variables, mesh)
-                    _write_pictures(config, workdir, model, variables, val_source, reporter)
+                    _write_pictures(config, workdir, model, current.variables, mesh, val_source, reporter)
                 leaving = asked(preemption.asked) and step < last
                 if mean_iou is not None or leaving or report.due(step, config.train.checkpoint_every, last):
                     with progress.paused(current):
@@ -239,8 +238,11 @@ def _print_start(config, workdir, mesh, per_device, train_source, val_source, ab
     print(f"batches of {config.data.batch_size} images, {per_device} on each device at a time{accumulated}", flush=True)
 
 
-def _write_pictures(config, workdir, model, variables, source, reporter) -> None:
-    if not config.train.pictures or not hosts.is_first():
+def _write_pictures(config, workdir, model, variables, mesh, source, reporter) -> None:
+    if not config.train.pictures:
+        return
+    variables = parallel.whole(variables, mesh)  # every host's part
+    if not hosts.is_first():
         return
     variables = parallel.on_one_device(variables)
     predictor = Predictor(model, variables, experiment.input_spec(config), source.info, str(workdir))
