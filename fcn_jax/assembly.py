@@ -49,6 +49,7 @@ class Assembly:
             at_scores=config.loss.at_scores,
             normalization=config.loss.normalization,
             accumulate=config.optim.accumulate,
+            remat=config.train.remat,
             frozen=config.optim.frozen,
             seed=config.seed,
         )

@@ -20,6 +20,7 @@ from fcn_jax.labels import DatasetInfo, Info, by_head, only_head
 from fcn_jax.models.fcn import PADDINGS
 from fcn_jax.models.layers import UPSAMPLING_FORMS
 from fcn_jax.models.trunks import TRUNKS
+from fcn_jax.ops import rematerialisation
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "classes.json"  # in a workdir: what the run is
 DTYPES = ("float32", "bfloat16")
@@ -135,6 +136,7 @@ def default() -> Config:
     config.train.eval_every = 500
     config.train.checkpoint_every = 500
     config.train.pictures = 8  # strips of input, truth and prediction
+    config.train.remat = "none"  # what the backward pass computes again: see ops/rematerialisation.py
     config.train.statistics_batches = 0  # at the end batch norm's statistics are computed over so many; 0: running ones
 
     config.parallel = ConfigDict()
@@ -170,6 +172,7 @@ def validate(config: Config) -> None:
         ("loss.normalization", config.loss.normalization, steps.NORMALIZATIONS),
         ("optim.name", config.optim.name, optim.OPTIMIZERS),
         ("optim.schedule", config.optim.schedule, optim.SCHEDULES),
+        ("train.remat", config.train.remat, rematerialisation.POLICIES),
         ("parallel.mode", config.parallel.mode, parallel.MODES),
     ):
         if value not in choices:

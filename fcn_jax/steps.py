@@ -22,6 +22,7 @@ from fcn_jax import losses, metrics, optim
 from fcn_jax.labels import IGNORE, by_head, only_head
 from fcn_jax.losses import Loss
 from fcn_jax.ops.grid import sample
+from fcn_jax.ops.rematerialisation import rematerialised
 from fcn_jax.ops.resampling import Resampling, sum_over_rows
 from fcn_jax.state import TrainState
 
@@ -42,6 +43,7 @@ def make_train_step(
     auxiliary: float = 0.5,
     at_scores: bool = False,
     accumulate: int = 1,
+    remat: str = "none",
     frozen: Iterable[str] = (),
     seed: int | jax.Array = 0,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
@@ -53,7 +55,7 @@ def make_train_step(
     and `fused` does not forbid it: logits of full size are then never held. With `at_scores` the coarse scores are
     scored, against the labels of the pixels that they are centred on, and nothing is up-sampled. With `accumulate` k
     the batch is run as k parts after each other, for the same result in less memory, but that batch norm sees a part
-    at a time.
+    at a time. `remat` is one of `ops.rematerialisation.POLICIES`: what is not kept for the backward pass.
 
     The report holds `loss_sum` and `pixels` (what the loss counts), whose quotient is the mean loss, and
     `gradient_norms`, one for each parameter. A step that meets a non-finite loss or gradient reports so and leaves
@@ -107,7 +109,7 @@ def make_train_step(
         divisors = {head: _divisors(normalization, images, each) for head, each in counts.items()}
 
         def part_sums(batch_stats, part, divisors):
-            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            gradient = jax.value_and_grad(rematerialised(loss_of, remat), has_aux=True)
             (_, (sums, batch_stats)), gradients = gradient(state.params, batch_stats, part, divisors)
             return batch_stats, (sums, gradients)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax.errors import ConfigError
-from fcn_jax.ops import bilinear, convolution, surroundings
+from fcn_jax.ops import bilinear, convolution, rematerialisation, surroundings
 from fcn_jax.ops.grid import Grid
 from fcn_jax.ops.unpooling import flat_indices, max_pool_with_places, unpool
 
@@ -112,6 +112,7 @@ class BatchNorm(nn.Module):
         center, spread = mean.value.astype(wide.dtype), var.value.astype(wide.dtype)
         if train:
             center, spread, count = self._statistics(wide)
+            center, spread = rematerialisation.mark((center, spread), rematerialisation.STATISTICS)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 unbiased = spread * (count / max(count - 1, 1))
                 for running, new in ((mean, center), (var, unbiased)):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from fcn_jax.ops import rematerialisation
 from fcn_jax.ops.pooling import max_pool
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -58,4 +59,4 @@ def _bottleneck(
     y = conv_norm(y, f"{name}conv3", f"{name}bn3", EXPANSION * features, 1)
     if projected:
         x = conv_norm(x, f"{name}downsample.0", f"{name}downsample.1", EXPANSION * features, 1, stride=stride)
-    return nn.relu(x + y)
+    return rematerialisation.mark(nn.relu(x + y), rematerialisation.BLOCK)

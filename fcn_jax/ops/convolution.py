@@ -39,6 +39,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from fcn_jax.ops import rematerialisation
+
 _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
 _BAND_VALUES, _MOST_BANDS = 2**19, 32  # of a map and its cotangents: read at a time
 _BAND_CELLS, _FEW_CHANNELS = 4096, 16  # of a map of few channels, for the sake of precision
@@ -62,7 +64,8 @@ def conv2d(
     `h' = floor((h + 2·padding − dilation·(k − 1) − 1) / stride) + 1`, as in Caffe and PyTorch. Of several groups each
     computes its share of the outputs, in order, from its share of the inputs.
     """
-    return _conv2d(x, kernel, stride, padding, dilation, groups, precision, _ON_ONE_DEVICE.get())
+    y = _conv2d(x, kernel, stride, padding, dilation, groups, precision, _ON_ONE_DEVICE.get())
+    return rematerialisation.mark(y, rematerialisation.CONVOLUTION)
 
 
 # Inlined, it leaves no trace in the program; but layers alike, and the same net again, are traced once.

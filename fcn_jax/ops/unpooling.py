@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from fcn_jax.ops import rematerialisation
+
 WINDOW = 2  # cells a side, and the stride
 _PLACES = WINDOW * WINDOW
 _PER_BYTE = 4
@@ -36,7 +38,8 @@ def max_pool_with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         place = jnp.where(larger, np.uint8(number), place)
     # The places exist before anything reads the pooled map. Without the barrier a compiler may as well make them where
     # the decoder wants them, from features that it then has to keep.
-    return tuple(lax.optimization_barrier((largest, _pack(place))))
+    pooled = tuple(lax.optimization_barrier((largest, _pack(place))))
+    return rematerialisation.mark(pooled, rematerialisation.BLOCK)
 
 
 @partial(jax.jit, static_argnames=("size",), inline=True)
@@ -48,6 +51,7 @@ def unpool(x: jax.Array, places: jax.Array, size: tuple[int, int]) -> jax.Array:
     """
     if places.shape[-1] != -(-x.shape[-1] // _PER_BYTE):
         raise ValueError(f"{x.shape[-1]} channels cannot be unpooled by the places of about {4 * places.shape[-1]}")
+    x = rematerialisation.mark(x, rematerialisation.BLOCK)
     place = _unpack(places, x.shape[-1])[:, :, None, :, None]
     rows, columns = np.arange(WINDOW)[:, None, None, None], np.arange(WINDOW)[:, None]
     here = place == (WINDOW * rows + columns).astype(np.uint8)[None, None]
@@ -57,6 +61,7 @@ def unpool(x: jax.Array, places: jax.Array, size: tuple[int, int]) -> jax.Array:
 @partial(jax.jit, static_argnames=("size",), inline=True)
 def unpool_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Repeats each value of `x [b h w c]` over its window of a map of `size` (H, W)."""
+    x = rematerialisation.mark(x, rematerialisation.BLOCK)
     batch, height, width, channels = x.shape
     shape = (batch, height, WINDOW, width, WINDOW, channels)
     return _cropped(jnp.broadcast_to(x[:, :, None, :, None], shape), size)
@@ -65,6 +70,7 @@ def unpool_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 @partial(jax.jit, static_argnames=("size",), inline=True)
 def unpool_corner(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Puts each value of `x [b h w c]` at the top left of its window of a map of `size` (H, W); zeros elsewhere."""
+    x = rematerialisation.mark(x, rematerialisation.BLOCK)
     return _cropped(jnp.pad(x[:, :, None, :, None], ((0, 0), (0, 0), (0, 1), (0, 0), (0, 1), (0, 0))), size)
 
 

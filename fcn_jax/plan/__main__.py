@@ -29,7 +29,7 @@ SWEEP = flags.DEFINE_bool("sweep", False, "Compile 1, 2, 4 … images a device, 
 COMPARE = flags.DEFINE_multi_string("compare", [], "FIELD=VALUE,VALUE…: compile each, and set them side by side.")
 LATENCY = flags.DEFINE_bool("latency", False, "Not training: the labels of one image on one device.")
 JSON = flags.DEFINE_string("json", None, "Write the figures into this file, too.")
-SECONDS = flags.DEFINE_integer("seconds", 240, "No further compilation is begun after this time.", lower_bound=0)
+SECONDS = flags.DEFINE_integer("seconds", 300, "No compilation is begun that would end later.", lower_bound=0)
 
 
 def main(arguments: Sequence[str]) -> None:

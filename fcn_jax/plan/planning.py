@@ -85,7 +85,7 @@ def ask(
     return Question(assembly, part, mesh, image_size, size_from, per_device, weights, tuple(notes), remember)
 
 
-def answer(question: Question, *, largest: bool = True, search: bool = False, seconds: float = 240) -> dict[str, Any]:
+def answer(question: Question, *, largest: bool = True, search: bool = False, seconds: float = 300) -> dict[str, Any]:
     """The plan. Raises UserError where not even the asked batch fits."""
     start = time.monotonic()
     config, part, mesh = question.assembly.config, question.part, question.mesh
