@@ -127,12 +127,12 @@ class TestBatchNorm:
     """In float64, a net whose statistics are of the whole batch wherever its images lie."""
 
     @staticmethod
-    def run(layout):
+    def run(layout, remat="none"):
         with jax.enable_x64(True):
             model = models.create("segnet_basic", CLASSES, width=1 / 16, dtype=np.float64)
             variables = jax.tree.map(lambda x: x.astype(np.float64), jax.device_get(state.init_variables(model, 0)))
             optimizer = optax.sgd(0.1, momentum=0.9)
-            train_step = steps.make_train_step(model, optimizer, normalization="valid_mean")
+            train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", remat=remat)
             begun = state.create(variables["params"], optimizer, variables["batch_stats"])
             return jax.device_get(run(train_step, begun, layout, 5, np.float64)[0])
 
@@ -143,7 +143,15 @@ class TestBatchNorm:
 
     @pytest.mark.parametrize("layout", layouts((2, "pmap", 1), (8, "pmap", 1), (8, "mesh", 1)), ids=str)
     def test_is_the_same_on_any_devices(self, reference, layout):
-        found = self.run(layout)
+        self.check(reference, self.run(layout))
+
+    @pytest.mark.parametrize("layout", layouts((2, "pmap", 1), (8, "mesh", 1)), ids=str)
+    @pytest.mark.parametrize("remat", ["convolutions", "blocks"])
+    def test_is_the_same_where_it_is_computed_again(self, reference, layout, remat):
+        self.check(reference, self.run(layout, remat))
+
+    @staticmethod
+    def check(reference, found):
         # A bias in front of a batch norm has no gradient but rounding's.
         sure = {
             layer: leaves if layer.endswith("bn") or layer == "conv_classifier" else {"kernel": leaves["kernel"]}
