@@ -54,7 +54,7 @@ def rematerialised(function: Callable[..., Any], policy: str) -> Callable[..., A
 
 def _segments(jaxpr: core.Jaxpr) -> Iterator[core.Jaxpr]:
     """The equations up to the end of each block, as functions of what they need to what is wanted of them later."""
-    ends = [place for place, equation in enumerate(jaxpr.eqns, start=1) if equation.params.get("name") == BLOCK]
+    ends = [place for place, equation in enumerate(jaxpr.eqns, start=1) if _ends_a_block(equation)]
     last_use = dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
     for place, equation in reversed(list(enumerate(jaxpr.eqns))):
         for variable in _variables(equation.invars):
@@ -66,6 +66,10 @@ def _segments(jaxpr: core.Jaxpr) -> Iterator[core.Jaxpr]:
         given = [variable for variable in used if variable not in made]
         wanted = [variable for variable in made if last_use.get(variable, 0) >= end]
         yield core.Jaxpr((), given, wanted, equations, jaxpr.effects, jaxpr.debug_info.with_unknown_names())
+
+
+def _ends_a_block(equation: core.JaxprEqn) -> bool:
+    return equation.primitive.name == "name" and equation.params["name"] == BLOCK
 
 
 def _variables(atoms: Sequence[Any]) -> Iterator[core.Var]:
