@@ -72,6 +72,39 @@ def test_gradients_equal_the_native_ones(size, kernel_size, stride, padding, dil
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
 
 
+# Channels into and out of a convolution, and columns beyond what is wanted: of its output, and of its map's gradient.
+COLUMNS = [
+    # channels, size, kernel, padding, dilation, output, gradient
+    ((3, 40), (9, 8), 3, 1, 1, 1, 0),
+    ((40, 20), (9, 8), 3, 1, 1, 1, 1),
+    ((40, 20), (9, 8), 3, 0, 1, 3, 0),  # the gradient is larger than its own map, the output
+    ((40, 8), (9, 8), 4, 0, 1, 3, 0),  # YNNPACK, at the width of the map
+    ((40, 40), (6, 9), 3, 4, 2, 0, 5),
+    ((8, 40), (6, 9), 3, 4, 2, 0, 4),
+]
+
+
+@pytest.mark.parametrize(("channels", "size", "kernel_size", "padding", "dilation", "output", "gradient"), COLUMNS)
+def test_columns_more_change_nothing_but_the_library(channels, size, kernel_size, padding, dilation, output, gradient):
+    """As many columns as make XLA take the faster library of the CPU's two; they are cut, and accelerators have none."""
+    x, kernel = scene(size, kernel_size, channels)
+    options = {"padding": padding, "dilation": dilation}
+    ours, theirs = (partial(convolve, **options) for convolve in (conv2d, native))
+    wanted = theirs(x, kernel)
+    cotangent = jax.random.normal(jax.random.key(0), wanted.shape)
+    pulled = [jax.jit(lambda x, c, f=f: jax.vjp(lambda x: f(x, kernel), x)[1](c)[0]) for f in (ours, theirs)]
+    np.testing.assert_allclose(jax.jit(ours)(x, kernel), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(pulled[0](x, cotangent), pulled[1](x, cotangent), rtol=0, atol=1e-3)
+    for function, arguments, width, more in (
+        (jax.jit(ours), (x, kernel), wanted.shape[2], output),
+        (pulled[0], (x, cotangent), size[1], gradient),
+    ):
+        for platform, columns in (("cpu", width + more), ("tpu", width)):
+            text = function.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+            line = next(line for line in text.splitlines() if "stablehlo.convolution(" in line)
+            assert f"-> tensor<2x{line.split('-> tensor<')[1].split('x')[1]}x{columns}x" in line
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(4, 9), (5, 3)])
 def test_a_map_smaller_than_the_kernel_gives_an_empty_one(size, stride):
@@ -207,7 +240,7 @@ def test_precision_is_handed_on_to_groups():
                 yield from precisions(inner)
 
     highest = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
-    assert list(precisions(traced.jaxpr)) == [highest] * 3  # whole, and group by group
+    assert list(precisions(traced.jaxpr)) == [highest] * 5  # group by group, by CPUs and by others; and whole
 
 
 # Some rows at a time

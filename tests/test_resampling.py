@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from fcn_jax import losses, metrics, models
 from fcn_jax.ops import bilinear
 from fcn_jax.ops.resampling import map_rows, sum_over_rows
+from fcn_jax.plan import slices
 
 SIZE = (45, 37)
 KINDS: dict[str, Any] = {
@@ -67,11 +69,15 @@ def test_learned_up_sampling_is_no_resampling():
     assert module.resampling((3, 3), (8, 8)) is None
 
 
-def test_the_logits_are_never_held():
-    """Temporaries of value and gradient at batch 8, 512×512, 21 classes, by the compiler's own figures."""
+@pytest.mark.parametrize("topology", [slices.LOCAL, pytest.param("v5e:1x1", marks=pytest.mark.slow)])
+def test_the_logits_are_never_held(topology):
+    """Temporaries of value and gradient at batch 8, 512×512, 21 classes, by the compilers' own figures."""
+    if topology != slices.LOCAL:
+        pytest.importorskip("libtpu", reason="libtpu is not installed")
+    device = SingleDeviceSharding(slices.devices(slices.parse(topology))[0])
     resampling = bilinear.upsampling((66, 66), 16, 8, offset=9, size=(512, 512))
-    scores = jax.ShapeDtypeStruct((8, 66, 66, 21), jnp.float32)
-    labels = jax.ShapeDtypeStruct((8, 512, 512), jnp.uint8)
+    scores = jax.ShapeDtypeStruct((8, 66, 66, 21), jnp.float32, sharding=device)
+    labels = jax.ShapeDtypeStruct((8, 512, 512), jnp.uint8, sharding=device)
     loss = losses.LOSSES["cross_entropy"]
 
     def temporaries(function):

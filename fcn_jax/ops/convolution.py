@@ -2,30 +2,40 @@
 
 XLA's own convolutions are the rule, and accelerators get nothing else. The choice is made when the program is lowered,
 so the same function compiles for a TPU from a laptop. On CPUs there are five exceptions, read off measurements (two
-cores, jax 0.10.2, float32; 2048³ matrix product: 181 GFLOP/s):
+cores, jax 0.10.2, float32; 2048³ matrix product: 250 GFLOP/s, of the rows with a star 181):
 
     what                                          XLA's own             here
-    kernel gradient, 3×3, 64 channels, 360×480    254 ms                84 ms
-        64 to 128 channels, 180×240               91 ms                 36 ms
-        256 channels, 90×120                      84 ms                 70 ms
-        3 to 64 channels, 360×480                 14.4 ms               8.1 ms
-        64 channels, four images of 32×32         3.2 ms                3.6 ms, and so left to XLA
-    forward, 7×7, 512 to 4096 channels, 12×15     0.81 s                0.43 s; with gradients 4.2 s and 1.5 s
-    two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms                 10 ms; with gradients 169 ms and 24 ms
-    1×1, 4096 to 4096 channels, 192 cells         145 ms                56 ms (matrix product: 105 GFLOP/s)
-        4608 to 512 channels, 6336 cells          371 ms                292 ms
-    3×3 without padding, 64 channels, 379×504     311 ms                141 ms
-        512 channels, 58×74                       405 ms                196 ms
+    3×3, 512 channels, 45×60                      55 ms                 47 ms; its map's gradient 58 and 51
+        512 to 1024 channels, dilation 12         128 ms                100 ms; 161 and 116
+        256 channels, eight images of 32×32       48 ms                 38 ms; 44 and 37
+        32 channels, four images of 128×128       10.4 ms               7.4 ms; 9.6 and 7.2
+        64 channels, 360×480                      79 ms                 the same (Eigen: 89)
+    3×3 without padding, 64 channels, 379×504     236 ms                91 ms
+        512 channels, 58×74                       352 ms                75 ms
+    4×4 without padding, 32 to 8, four of 67×67   22.9 ms               1.6 ms
+    kernel gradient, 3×3, 64 channels, 360×480    254 ms *              84 ms
+        64 to 128 channels, 180×240               91 ms *               36 ms
+        256 channels, 90×120                      84 ms *               70 ms
+        3 to 64 channels, 360×480                 14.4 ms *             8.1 ms
+        64 channels, four images of 32×32         3.2 ms *              3.6 ms, and so left to XLA
+    forward, 7×7, 512 to 4096 channels, 12×15     0.81 s *              0.43 s; with gradients 4.2 s and 1.5 s
+    two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms *               10 ms; with gradients 169 ms and 24 ms
+    1×1, 4096 to 4096 channels, 180 cells         75 ms                 31 ms
+        512 to 2048 channels, 2700 cells          36 ms                 27 ms
 
-Kernel gradients, first, are added up band by band: XLA's own, of some rows of the map at a time, which with their
-cotangents fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels,
-360×480: largest error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well.
-Whole convolutions are patches (shifted slices) times a matrix where the kernel is large for its map; with padding on a
-map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps
-its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a
-time, so that they stay in the cache and never take much memory. Groups, third, are computed one after another. A 1×1
-kernel is a matrix. Of an unpadded convolution, last, XLA makes half the speed that it makes of a padded one: it is
-padded, and its margin cut off.
+XLA, first, hands a convolution to YNNPACK where its output is no larger than its map, and to Eigen where it is. Of most
+shapes Eigen is the faster, and so an output is made one column wider than the map, and cut; where YNNPACK is, but has
+an output narrower than the map, at which it is slow, as wide as the map. The gradient of a map is such a convolution,
+too, from the output to the map.
+
+Kernel gradients are added up band by band: XLA's own, of some rows of the map at a time, which with their cotangents
+fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels, 360×480: largest
+error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well. Whole
+convolutions are patches (shifted slices) times a matrix where the kernel is large for its map; with padding on a map
+smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps its
+own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a time,
+so that they stay in the cache and never take much memory. Groups are computed one after another. A 1×1 kernel, last, is
+a matrix.
 """
 
 import contextlib
@@ -45,7 +55,7 @@ _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, 
 _BAND_VALUES, _MOST_BANDS = 2**19, 32  # of a map and its cotangents: read at a time
 _BAND_CELLS, _FEW_CHANNELS = 4096, 16  # of a map of few channels, for the sake of precision
 _ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
-_ENOUGH_ROWS = 32
+_NARROW, _LARGE_MAP = 64, 2**14  # channels, cells: what YNNPACK is best at
 _PATCH_VALUES = 2**20  # made at a time
 
 
@@ -85,28 +95,21 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
     def by_patches(x, kernel):
         return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
 
-    def with_band_gradient(x, kernel):
-        return _with_band_gradient(x, kernel, stride, padding, dilation, precision)
+    def by_fastest(x, kernel):
+        by_bands = on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation)
+        return _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands)
 
     def by_matrix(x, kernel):
         return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1, precision=precision)
 
-    def by_margin(x, kernel):
-        margin = kernel.shape[0] // 2
-        return conv2d(x, kernel, padding=margin, precision=precision)[:, margin:-margin, margin:-margin]
-
     if groups > 1:
         on_cpu = by_groups
-    elif (stride, padding, dilation) == (1, 0, 1) and _gains_by_margin(kernel.shape, x.shape[1:3]):
-        on_cpu = by_margin
     elif kernel.shape[:2] == (1, 1) and padding == 0:
         on_cpu = by_matrix
     elif _is_large(kernel.shape, x.shape[1:3], padding):
         on_cpu = by_patches
-    elif on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation):
-        on_cpu = with_band_gradient
     else:
-        return native(x, kernel)
+        on_cpu = by_fastest
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
 
 
@@ -116,11 +119,6 @@ def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
         return False
     smaller = min(size) + 2 * padding < 2 * max(kernel[:2])
     return smaller or (size[0] * size[1] <= _SMALL_MAP and kernel[2] >= _MANY_CHANNELS)
-
-
-def _gains_by_margin(kernel: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether an unpadded convolution is computed with a padding, and the margin cut off."""
-    return kernel[0] == kernel[1] == 3 and min(size) >= _ENOUGH_ROWS
 
 
 @contextlib.contextmanager
@@ -151,12 +149,13 @@ def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
     return min(bands, _MOST_BANDS)
 
 
-def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):
+def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, right=None):
+    """XLA's convolution; `right` is the padding behind the last column, where it is another than elsewhere."""
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
+        padding=[(padding, padding), (padding, padding if right is None else right)],
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
@@ -164,23 +163,52 @@ def _native(x, kernel, stride, padding, dilation, groups=1, precision=None):
     )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _with_band_gradient(x, kernel, stride, padding, dilation, precision):
-    """XLA's convolution, in whose derivative the kernel's part is by bands: transposed, it is the kernel gradient."""
-    return _native(x, kernel, stride, padding, dilation, precision=precision)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5, 6))
+def _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands):
+    """XLA's convolution as many columns wide as it is fastest at, and so is, transposed, the gradient of its map.
+
+    With `by_bands` the kernel's part of the derivative is by bands: transposed, it is the kernel gradient.
+    """
+    width = _output_width(x, kernel, stride, padding, dilation)
+    more = _columns_more(x.dtype, kernel.shape[2:], x.shape[1:3], width, stride)
+    y = _native(x, kernel, stride, padding, dilation, precision=precision, right=padding + more)
+    return y[:, :, :width]
 
 
-@partial(_with_band_gradient.defjvp, symbolic_zeros=True)
-def _(stride, padding, dilation, precision, primals, tangents):
+@partial(_by_fastest.defjvp, symbolic_zeros=True)
+def _(stride, padding, dilation, precision, by_bands, primals, tangents):
     x, kernel = primals
     moved: list[Any] = list(tangents)
+    y = _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands)
     parts = []
     if not isinstance(moved[0], SymbolicZero):
-        parts.append(_native(moved[0], kernel, stride, padding, dilation, precision=precision))
+        # The transpose goes from y to x: columns more of the map, of which the padding takes as many away.
+        more = _columns_more(x.dtype, kernel.shape[:1:-1], y.shape[1:3], x.shape[2], stride)
+        wider = jnp.pad(moved[0], ((0, 0), (0, 0), (0, more), (0, 0)))
+        parts.append(_native(wider, kernel, stride, padding, dilation, precision=precision, right=padding - more))
     if not isinstance(moved[1], SymbolicZero):
-        parts.append(_band_by_band(x, moved[1], stride, padding, dilation, precision))
-    y = _native(x, kernel, stride, padding, dilation, precision=precision)
+        along_kernel = _band_by_band if by_bands else _native
+        parts.append(along_kernel(x, moved[1], stride, padding, dilation, precision=precision))
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
+
+
+def _output_width(x, kernel, stride, padding, dilation) -> int:
+    return max((x.shape[2] + 2 * padding - dilation * (kernel.shape[1] - 1) - 1) // stride + 1, 0)
+
+
+def _columns_more(dtype: Any, channels: Sequence[int], size: Sequence[int], width: int, stride: int) -> int:
+    """How many columns a convolution from a map of that size and those channels gives beyond the `width` wanted.
+
+    XLA hands a convolution to YNNPACK where its output is no larger than its map, and to Eigen otherwise.
+    """
+    if stride > 1 or dtype != jnp.float32 or width == 0:
+        return 0
+    inputs, outputs = channels
+    by_ynnpack = outputs <= _FEW_CHANNELS or (
+        inputs <= _NARROW and _NARROW // 2 < outputs <= _NARROW and size[0] * size[1] >= _LARGE_MAP
+    )
+    # YNNPACK is slow with rows that are shorter than the map's.
+    return max(size[1] + (not by_ynnpack) - width, 0)
 
 
 def _band_by_band(x, kernel, stride, padding, dilation, precision):

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from fcn_jax import command_line
 from fcn_jax.errors import ConfigError
-from fcn_jax.plan import planning, slices, tables
+from fcn_jax.plan import capacity, planning, slices, tables
 from fcn_jax.plan.program import REMEMBERED
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:VARIANT.")
@@ -29,7 +29,9 @@ SWEEP = flags.DEFINE_bool("sweep", False, "Compile 1, 2, 4 … images a device, 
 COMPARE = flags.DEFINE_multi_string("compare", [], "FIELD=VALUE,VALUE…: compile each, and set them side by side.")
 LATENCY = flags.DEFINE_bool("latency", False, "Not training: the labels of one image on one device.")
 JSON = flags.DEFINE_string("json", None, "Write the figures into this file, too.")
-SECONDS = flags.DEFINE_integer("seconds", 300, "No compilation is begun that would end later.", lower_bound=0)
+SECONDS = flags.DEFINE_float(
+    "seconds", capacity.SECONDS, "No compilation is begun that would end later.", lower_bound=0
+)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from fcn_jax.plan.program import Program, TooLarge
 
+SECONDS = 300.0  # by default: what a plan may take
 _NEARLY = 0.9  # FCN-8s compiles for one image in 154 s, for eight in 129
 _FURTHER = 1.05  # times what is known to fit has to be promised for another compilation
 
@@ -40,7 +41,7 @@ def largest_batch(
     available: float,
     *,
     multiple: int = 1,
-    seconds: float = 300,
+    seconds: float = SECONDS,
     search: bool = False,
 ) -> Capacity:
     """The largest share of a batch on a device, in multiples of `multiple`, that fits into `available` bytes.

@@ -18,7 +18,7 @@ from fcn_jax.assembly import Assembly, assemble
 from fcn_jax.errors import ConfigError, UserError, did_you_mean
 from fcn_jax.labels import DatasetInfo
 from fcn_jax.plan import figures, presumptions, slices
-from fcn_jax.plan.capacity import largest_batch
+from fcn_jax.plan.capacity import SECONDS, largest_batch
 from fcn_jax.plan.program import Program, TooLarge, compile_prediction, compile_step
 from fcn_jax.plan.slices import Slice
 
@@ -85,7 +85,9 @@ def ask(
     return Question(assembly, part, mesh, image_size, size_from, per_device, weights, tuple(notes), remember)
 
 
-def answer(question: Question, *, largest: bool = True, search: bool = False, seconds: float = 300) -> dict[str, Any]:
+def answer(
+    question: Question, *, largest: bool = True, search: bool = False, seconds: float = SECONDS
+) -> dict[str, Any]:
     """The plan. Raises UserError where not even the asked batch fits."""
     start = time.monotonic()
     config, part, mesh = question.assembly.config, question.part, question.mesh
