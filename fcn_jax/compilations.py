@@ -6,6 +6,8 @@ tells when it compiles (`jax.monitoring`), and a caller what it is about to run.
 
 import contextlib
 import contextvars
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 
 from jax import monitoring
@@ -28,7 +30,10 @@ def of(purpose: str, shape: Sequence[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """A context in which every compilation of a second or more is told in a line, and what it was for."""
+    """A context in which every compilation of a second or more is told in a line, and what it was for.
+
+    What the compiler leaves behind goes back to the system, before the program needs its own memory.
+    """
     found = False
 
     def note_found(event: str, **_: str | int) -> None:
@@ -44,6 +49,7 @@ def told() -> Iterator[None]:
         if duration_secs >= _WORTH_A_LINE:
             purpose = _PURPOSE.get() or about.get("fun_name", "a program")
             print(f"{how} in {duration_secs:.1f} s: {purpose}", flush=True)
+            give_back_memory()
 
     monitoring.register_event_listener(note_found)
     monitoring.register_event_duration_secs_listener(tell)
@@ -52,3 +58,9 @@ def told() -> Iterator[None]:
     finally:
         monitoring.unregister_event_listener(note_found)
         monitoring.unregister_event_duration_listener(tell)
+
+
+def give_back_memory() -> None:
+    """Hands what is free in this process back to the system, where glibc holds it (half a GiB behind FCN-8s' step)."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

@@ -129,20 +129,38 @@ def make_train_step(
             (batch_stats, totals), _ = lax.scan(add_part, (state.batch_stats, zeros), (parts, divisors))
         sums, gradients = over_devices(totals)
         norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))).astype(jnp.float32) for g in jax.tree.leaves(gradients)])
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-
         sound = jnp.isfinite(sum(sums.values())) & jnp.all(jnp.isfinite(norms))
-        params, batch_stats, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old),
-            (params, batch_stats, opt_state),
-            (state.params, state.batch_stats, state.opt_state),
-        )
+
+        params, opt_state = _learned(optimizer, sound, gradients, state.params, state.opt_state)
+        batch_stats = _chosen(sound, batch_stats, state.batch_stats)
         counted = {head: jnp.sum(each) for head, each in counts.items()}
         report = {"loss_sum": only_head(sums), "pixels": only_head(counted), "gradient_norms": norms}
         return TrainState(state.step + 1, params, batch_stats, opt_state), report
 
     return train_step
+
+
+def _learned(optimizer: optax.GradientTransformation, sound: jax.Array, *operands: Any) -> tuple[Any, Any]:
+    """Parameters and buffers that learned from `gradients, params, opt_state`, or those of before if not `sound`.
+
+    On CPUs a branch: chosen from elementwise, new and old are both read until the end, and XLA copies what it would
+    otherwise change in place (FCN-8s, 360×480: 457 MiB more, and a tenth of the step's time). On accelerators the
+    choice is part of the update's own pass, and no branch waits for it.
+    """
+
+    def learn(gradients, params, opt_state):
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    return lax.platform_dependent(
+        *operands,
+        cpu=lambda *operands: lax.cond(sound, learn, lambda gradients, *old: old, *operands),
+        default=lambda *operands: _chosen(sound, learn(*operands), operands[1:]),
+    )
+
+
+def _chosen(sound: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(partial(jnp.where, sound), new, old)
 
 
 def _scored(logits: Any, labels: Any, auxiliary: float) -> Iterable[tuple[str, jax.Array, float]]:

@@ -1,6 +1,10 @@
 """What is told of compilations: those that took long, what they were for, and whether they were found on disk."""
 
+import ctypes
+import os
 import re
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -56,3 +60,33 @@ def test_what_is_found_on_disk_is_told_apart(every_one, capsys):
             jax.jit(doubled)(jnp.zeros(8))
     how = [line.partition(" in ")[0] for line in lines_of(capsys, "doubled")]
     assert how == ["compiled", "found compiled, read"]
+
+
+def test_what_a_compiler_leaves_behind_is_given_back(every_one, monkeypatch):
+    given = []
+    monkeypatch.setattr(compilations, "give_back_memory", lambda: given.append(True))
+    x = jnp.zeros(9)
+    with compilations.told():
+        jax.jit(doubled)(x)
+    assert given == [True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_free_memory_goes_back_to_the_system():
+    """Pieces too small for maps of their own, freed but for the last, which keeps the heap as long as it was."""
+
+    def resident() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    pieces = [libc.malloc(2**14) for _ in range(2**12)]
+    for piece in pieces:
+        ctypes.memset(piece, 1, 2**14)
+    for piece in pieces[:-1]:
+        libc.free(piece)
+    before = resident()
+    compilations.give_back_memory()
+    assert before - resident() > 2**25
+    libc.free(pieces[-1])

@@ -86,7 +86,7 @@ COLUMNS = [
 
 @pytest.mark.parametrize(("channels", "size", "kernel_size", "padding", "dilation", "output", "gradient"), COLUMNS)
 def test_columns_more_change_nothing_but_the_library(channels, size, kernel_size, padding, dilation, output, gradient):
-    """As many columns as make XLA take the faster library of the CPU's two; they are cut, and accelerators have none."""
+    """They make XLA take the faster of a CPU's two libraries, and are cut; accelerators have none."""
     x, kernel = scene(size, kernel_size, channels)
     options = {"padding": padding, "dilation": dilation}
     ours, theirs = (partial(convolve, **options) for convolve in (conv2d, native))

@@ -1,6 +1,7 @@
 """A step's arithmetic, against the same thing written out: what is summed, what divides it, what a bad value does."""
 
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +32,18 @@ class Toy(nn.Module):
         x = nn.relu(Conv(4, 3, 1, dtype=image.dtype, name="first")(image))
         x = Dropout(self.dropout, name="drop")(x, train=train, example_index=example_index)
         return Conv(CLASSES, 1, dtype=image.dtype, name="second")(x)
+
+
+class Wide(nn.Module):
+    """A kernel between two others: it is read on the way down and up again, and then learns."""
+
+    num_classes: int = CLASSES
+
+    @nn.compact
+    def __call__(self, image, *, train=False, example_index=None):
+        x = nn.relu(Conv(8, 1, dtype=image.dtype, name="first")(image))
+        x = nn.relu(Conv(64, 5, 2, dtype=image.dtype, name="second")(x))
+        return Conv(CLASSES, 1, dtype=image.dtype, name="third")(x)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +175,24 @@ def test_a_nonfinite_step_is_reported_and_leaves_everything_alone(params, batch)
     after, report = one_step(broken, batch)
     assert not np.isfinite(report["gradient_norms"]).all()
     jax.tree.map(np.testing.assert_array_equal, after, broken)
+
+
+def test_a_donated_state_is_changed_in_place(batch):
+    """On CPUs; old values that a choice reads beside new ones were copied first, the largest parameters among them."""
+    optimizer = optax.sgd(1e-3, momentum=0.9)
+    model: Any = Wide()
+    begun = state.create(model.init(jax.random.key(1), batch["image"])["params"], optimizer)
+    step = jax.jit(steps.make_train_step(model, optimizer, normalization="valid_mean"), donate_argnums=0)
+    traced = step.trace(begun, batch)
+    text = traced.lower().compile().as_text() or ""
+    assert "f32[5,5,8,64]" in text
+    assert not re.search(r"f32\[5,5,8,64\]\S* copy\(", text)
+    # Each choice by platform is a case, too, of one branch; only CPUs have another one.
+    branches = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count('"stablehlo.case"')
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert branches["cpu"] == branches["tpu"] + 1 == branches["cuda"] + 1
 
 
 def test_the_first_nonfinite_parameter_is_named(params):
