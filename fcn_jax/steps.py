@@ -143,14 +143,16 @@ def make_train_step(
 def _learned(optimizer: optax.GradientTransformation, sound: jax.Array, *operands: Any) -> tuple[Any, Any]:
     """Parameters and buffers that learned from `gradients, params, opt_state`, or those of before if not `sound`.
 
-    On CPUs a branch: chosen from elementwise, new and old are both read until the end, and XLA copies what it would
-    otherwise change in place (FCN-8s, 360×480: 457 MiB more, and a tenth of the step's time). On accelerators the
+    On CPUs a branch: an elementwise choice reads new and old until the end, so that XLA copies what it would otherwise
+    change in place (FCN-8s, 360×480: 457 MiB more, and a tenth of the step's time). On accelerators the
     choice is part of the update's own pass, and no branch waits for it.
     """
 
     def learn(gradients, params, opt_state):
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        updates, learned = optimizer.update(gradients, opt_state, params)
+        # Both branches have to give the same types, whatever an optimizer does to those of its buffers.
+        learned = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.asarray(old).dtype), learned, opt_state)
+        return optax.apply_updates(params, updates), learned
 
     return lax.platform_dependent(
         *operands,

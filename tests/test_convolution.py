@@ -75,12 +75,14 @@ def test_gradients_equal_the_native_ones(size, kernel_size, stride, padding, dil
 # Channels into and out of a convolution, and columns beyond what is wanted: of its output, and of its map's gradient.
 COLUMNS = [
     # channels, size, kernel, padding, dilation, output, gradient
-    ((3, 40), (9, 8), 3, 1, 1, 1, 0),
-    ((40, 20), (9, 8), 3, 1, 1, 1, 1),
-    ((40, 20), (9, 8), 3, 0, 1, 3, 0),  # the gradient is larger than its own map, the output
-    ((40, 8), (9, 8), 4, 0, 1, 3, 0),  # YNNPACK, at the width of the map
-    ((40, 40), (6, 9), 3, 4, 2, 0, 5),
-    ((8, 40), (6, 9), 3, 4, 2, 0, 4),
+    ((3, 40), (9, 24), 3, 1, 1, 1, 0),
+    ((40, 20), (9, 24), 3, 1, 1, 1, 1),
+    ((40, 20), (9, 24), 3, 0, 1, 3, 0),  # the gradient is larger than its own map, the output
+    ((40, 8), (9, 24), 4, 0, 1, 3, 0),  # YNNPACK, at the width of the map
+    ((40, 40), (6, 24), 3, 4, 2, 0, 5),
+    ((8, 40), (6, 24), 3, 4, 2, 0, 4),
+    ((8, 16), (9, 24), 3, 0, 1, 0, 0),  # Eigen at any size
+    ((40, 20), (9, 3), 3, 1, 1, 0, 0),  # too narrow
 ]
 
 
@@ -95,6 +97,13 @@ def test_columns_more_change_nothing_but_the_library(channels, size, kernel_size
     pulled = [jax.jit(lambda x, c, f=f: jax.vjp(lambda x: f(x, kernel), x)[1](c)[0]) for f in (ours, theirs)]
     np.testing.assert_allclose(jax.jit(ours)(x, kernel), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     np.testing.assert_allclose(pulled[0](x, cotangent), pulled[1](x, cotangent), rtol=0, atol=1e-3)
+    for function in (
+        lambda f: jax.jvp(f, (x, kernel), (jnp.sin(x), jnp.cos(kernel)))[1],
+        lambda f: jax.jvp(jax.grad(lambda x: jnp.sum(f(x, kernel) ** 2)), (x,), (jnp.sin(x),))[1],
+        lambda f: jax.vmap(f, (None, 0))(x, jnp.stack([kernel, -kernel])),
+    ):
+        found, expected = (jax.jit(partial(function, f))() for f in (ours, theirs))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
     for function, arguments, width, more in (
         (jax.jit(ours), (x, kernel), wanted.shape[2], output),
         (pulled[0], (x, cotangent), size[1], gradient),

@@ -60,7 +60,7 @@ NETS = {
         POLY | {"train.steps": 930, "optim.lr": 4e-3, "optim.frozen": FROZEN, "init.skip": ("score_*",)},
         start="FCN-8s",
     ),
-    # Eight images a step: with four its batch norm sees too few, and twice as many steps end lower.
+    # Eight images a step: with four its batch norm sees too few images, and twice as many steps end lower.
     "SegNet": Run(
         "configs/segnet.py",
         POLY

@@ -23,10 +23,10 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 250 GFLOP/s, of the rows with
     1×1, 4096 to 4096 channels, 180 cells         75 ms                 31 ms
         512 to 2048 channels, 2700 cells          36 ms                 27 ms
 
-XLA, first, hands a convolution to YNNPACK where its output is no larger than its map, and to Eigen where it is. Of most
-shapes Eigen is the faster, and so an output is made one column wider than the map, and cut; where YNNPACK is, but has
-an output narrower than the map, at which it is slow, as wide as the map. The gradient of a map is such a convolution,
-too, from the output to the map.
+XLA, first, hands a convolution to YNNPACK where its output is no larger than its map, neither in height nor in width,
+and to Eigen otherwise. Of most shapes Eigen is the faster, and so an output is made one column wider than the map, and
+cut; where YNNPACK is, but has an output narrower than the map, at which it is slow, as wide as the map. The gradient of
+a map is such a convolution, too, from the output to the map.
 
 Kernel gradients are added up band by band: XLA's own, of some rows of the map at a time, which with their cotangents
 fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels, 360×480: largest
@@ -55,7 +55,8 @@ _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, 
 _BAND_VALUES, _MOST_BANDS = 2**19, 32  # of a map and its cotangents: read at a time
 _BAND_CELLS, _FEW_CHANNELS = 4096, 16  # of a map of few channels, for the sake of precision
 _ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
-_NARROW, _LARGE_MAP = 64, 2**14  # channels, cells: what YNNPACK is best at
+_ALWAYS_EIGEN, _FEW_OUTPUTS, _NARROW, _LARGE_MAP = 16, 16, 64, 2**14  # channels (three times), cells
+_FEWEST_FOR_ONE = 4  # columns that are wanted for each one more
 _PATCH_VALUES = 2**20  # made at a time
 
 
@@ -150,7 +151,7 @@ def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
 
 
 def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, right=None):
-    """XLA's convolution; `right` is the padding behind the last column, where it is another than elsewhere."""
+    """XLA's convolution; `right` is the padding behind the last column, where it differs from the other sides'."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -165,14 +166,17 @@ def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, righ
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5, 6))
 def _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands):
-    """XLA's convolution as many columns wide as it is fastest at, and so is, transposed, the gradient of its map.
+    """XLA's convolution, made as many columns wide as is fastest, and cut; the gradient of its map likewise.
 
     With `by_bands` the kernel's part of the derivative is by bands: transposed, it is the kernel gradient.
     """
-    width = _output_width(x, kernel, stride, padding, dilation)
-    more = _columns_more(x.dtype, kernel.shape[2:], x.shape[1:3], width, stride)
+    size = [
+        max((x.shape[axis] + 2 * padding - dilation * (kernel.shape[axis - 1] - 1) - 1) // stride + 1, 0)
+        for axis in (1, 2)
+    ]
+    more = _columns_more(x.dtype, kernel.shape[2:], x.shape[1:3], size, stride)
     y = _native(x, kernel, stride, padding, dilation, precision=precision, right=padding + more)
-    return y[:, :, :width]
+    return y[:, :, : size[1]]
 
 
 @partial(_by_fastest.defjvp, symbolic_zeros=True)
@@ -182,8 +186,8 @@ def _(stride, padding, dilation, precision, by_bands, primals, tangents):
     y = _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands)
     parts = []
     if not isinstance(moved[0], SymbolicZero):
-        # The transpose goes from y to x: columns more of the map, of which the padding takes as many away.
-        more = _columns_more(x.dtype, kernel.shape[:1:-1], y.shape[1:3], x.shape[2], stride)
+        # Its transpose, from y to x, is what is to be wider: the map has columns more, and the padding as many less.
+        more = _columns_more(x.dtype, kernel.shape[:1:-1], y.shape[1:3], x.shape[1:3], stride)
         wider = jnp.pad(moved[0], ((0, 0), (0, 0), (0, more), (0, 0)))
         parts.append(_native(wider, kernel, stride, padding, dilation, precision=precision, right=padding - more))
     if not isinstance(moved[1], SymbolicZero):
@@ -192,23 +196,22 @@ def _(stride, padding, dilation, precision, by_bands, primals, tangents):
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 
 
-def _output_width(x, kernel, stride, padding, dilation) -> int:
-    return max((x.shape[2] + 2 * padding - dilation * (kernel.shape[1] - 1) - 1) // stride + 1, 0)
+def _columns_more(dtype: Any, channels: Sequence[int], size: Sequence[int], wanted: Sequence[int], stride: int) -> int:
+    """How many columns a convolution from a map of that size and those channels gives beyond the `wanted` size.
 
-
-def _columns_more(dtype: Any, channels: Sequence[int], size: Sequence[int], width: int, stride: int) -> int:
-    """How many columns a convolution from a map of that size and those channels gives beyond the `width` wanted.
-
-    XLA hands a convolution to YNNPACK where its output is no larger than its map, and to Eigen otherwise.
+    XLA hands a convolution of more than 16 channels in or out to YNNPACK where its output is no larger than its map,
+    neither in height nor in width, and any other to Eigen.
     """
-    if stride > 1 or dtype != jnp.float32 or width == 0:
-        return 0
     inputs, outputs = channels
-    by_ynnpack = outputs <= _FEW_CHANNELS or (
+    if stride > 1 or dtype != jnp.float32 or max(channels) <= _ALWAYS_EIGEN or wanted[0] > size[0]:
+        return 0
+    # What YNNPACK is best at; but it is slow with rows that are shorter than the map's.
+    by_ynnpack = outputs <= _FEW_OUTPUTS or (
         inputs <= _NARROW and _NARROW // 2 < outputs <= _NARROW and size[0] * size[1] >= _LARGE_MAP
     )
-    # YNNPACK is slow with rows that are shorter than the map's.
-    return max(size[1] + (not by_ynnpack) - width, 0)
+    more = max(size[1] + (not by_ynnpack) - wanted[1], 0)
+    # Of a narrow map they would be most of the work.
+    return more if _FEWEST_FOR_ONE * more <= wanted[1] else 0
 
 
 def _band_by_band(x, kernel, stride, padding, dilation, precision):
