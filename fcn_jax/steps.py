@@ -144,8 +144,8 @@ def _learned(optimizer: optax.GradientTransformation, sound: jax.Array, *operand
     """Parameters and buffers that learned from `gradients, params, opt_state`, or those of before if not `sound`.
 
     On CPUs a branch: an elementwise choice reads new and old until the end, so that XLA copies what it would otherwise
-    change in place (FCN-8s, 360×480: 457 MiB more, and a tenth of the step's time). On accelerators the
-    choice is part of the update's own pass, and no branch waits for it.
+    change in place (FCN-8s, 360×480: 457 MiB more, and a tenth of the step's time). On accelerators the choice is
+    part of the update's own pass, and no branch waits for it.
     """
 
     def learn(gradients, params, opt_state):
