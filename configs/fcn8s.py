@@ -22,7 +22,8 @@ from configs import recipes
 def get_config(variant="shapes"):
     config = recipes.start("fcn8s", variant, recipes.STAGES)
     if variant == "shapes":
-        config.optim.lr = 5e-3
+        # With 50 steps of warm-up and a rate of 5e-3 much is left to chance: seeds end between 79 and 90 mean IU.
+        config.optim.update(lr=4e-3, warmup_steps=200)
         config.train.update(steps=1350, checkpoint_every=200)
     if variant in ("voc2012", "siftflow", "pascal-context"):
         recipes.stage(config, f"runs/fcn16s-{variant}", lr=1e-12 if variant == "siftflow" else 1e-14)

@@ -123,6 +123,12 @@ def test_a_map_smaller_than_the_kernel_gives_an_empty_one(size, stride):
     assert found.shape == native(x, kernel, stride=stride).shape
 
 
+@pytest.mark.parametrize("size", [(1, 9), (9, 1)])
+def test_an_empty_map_leaves_the_kernel_without_a_gradient(size):
+    x, kernel = scene(size, 3, (128, 256))
+    assert not np.any(jax.grad(lambda kernel: jnp.sum(conv2d(x, kernel)))(kernel))
+
+
 def test_a_kernel_need_not_be_square():
     x = jax.random.normal(jax.random.key(0), (1, 9, 8, 2))
     kernel = jax.random.normal(jax.random.key(1), (5, 3, 2, 2))
@@ -257,14 +263,18 @@ def test_precision_is_handed_on_to_groups():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("limit", "values"),
-    [("_PATCH_VALUES", 200), ("_PATCH_VALUES", 2000), ("_BAND_VALUES", 200), ("_BAND_VALUES", 1000)],
-)
+    ("limit", "values", "by_columns"),
+    [
+        ("_PATCH_VALUES", 200, False), ("_PATCH_VALUES", 2000, False),
+        ("_BAND_VALUES", 200, False), ("_BAND_VALUES", 1000, False), ("_BAND_VALUES", 1000, True),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 0, 2)])
 @pytest.mark.parametrize("kernel_size", [3, 7])
-def test_rows_at_a_time_equal_the_whole(monkeypatch, limit, values, stride, padding, dilation, kernel_size):
+def test_rows_at_a_time_equal_the_whole(monkeypatch, limit, values, by_columns, stride, padding, dilation, kernel_size):
     """However many rows there are in a part, and with all derivatives: reverse, forward, one over the other."""
     monkeypatch.setattr(convolution, limit, values)
+    monkeypatch.setattr(convolution, "_gains_by_columns", lambda x, kernel, stride: by_columns and stride == 1)
     x, kernel = scene((23, 18), kernel_size)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     by_patches = limit == "_PATCH_VALUES"
@@ -298,7 +308,7 @@ def test_rows_at_a_time_equal_the_whole(monkeypatch, limit, values, stride, padd
 
 def test_kernel_gradients_of_large_maps_are_by_bands_on_cpus_alone():
     """Each of the bands that fit into the cache is a convolution of its own; the sum has a smaller error, too."""
-    x = jax.ShapeDtypeStruct((1, 384, 480, 8), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 640, 480, 8), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)
     gradient = jax.jit(jax.grad(lambda k, x: jnp.sum(conv2d(x, k, padding=1) ** 2)))
     traced = gradient.trace(kernel, x)
@@ -309,10 +319,31 @@ def test_kernel_gradients_of_large_maps_are_by_bands_on_cpus_alone():
     assert counts == {"cpu": 1 + convolution._MOST_BANDS, "tpu": 2}
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [(45, 40), (5, 3), (1, 1)])
+def test_kernel_gradients_of_many_channels_are_of_one_dimension(size, dilation):
+    """On CPUs, where a one-dimensional convolution is the faster library's; accelerators convolve the map as it is."""
+    x, kernel = scene(size, 3, (128, 256))
+    options = {"padding": dilation, "dilation": dilation}
+    bands = convolution._bands(x, kernel, 1)
+    assert bands == (3 if size == (45, 40) else 1)
+    wanted, pull = jax.vjp(lambda kernel: native(x, kernel, **options), kernel)
+    cotangents = jnp.stack([jnp.sin(wanted), jnp.cos(wanted)])
+    gradient = jax.jit(lambda x, c: jax.vjp(lambda kernel: conv2d(x, kernel, **options), kernel)[1](c)[0])
+    for found, c in zip(jax.vmap(gradient, (None, 0))(x, cotangents), cotangents, strict=True):
+        np.testing.assert_allclose(found, pull(c)[0], rtol=0, atol=1e-5 * np.abs(found).max())
+    tangent = jax.jit(lambda x: jax.jvp(lambda kernel: conv2d(x, kernel, **options), (kernel,), (kernel + 1,))[1])(x)
+    np.testing.assert_allclose(tangent, native(x, kernel + 1, **options), atol=1e-5 * np.abs(tangent).max())
+    traced = gradient.trace(x, cotangents[0])
+    for platform, of_one_dimension in (("cpu", bands), ("tpu", 0)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("dim_numbers = [b, 0, f]") == of_one_dimension
+
+
 def test_a_gradient_that_nobody_wants_is_not_computed():
     """Of an image: the tangent of its convolution would be one of zeros."""
     x, kernel = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 384, 480, 3), (3, 3, 3, 4)))
     tangent = jax.make_jaxpr(lambda x, k: jax.jvp(lambda k: conv2d(x, k, padding=1), (k,), (k,))[1])
-    bands = convolution._bands(x, kernel, 1)  # pyright: ignore[reportArgumentType]
+    rows = -(-384 // convolution._bands(x, kernel, 1))  # pyright: ignore[reportArgumentType]
     # Of accelerators: value and tangent; of CPUs: the value, and the tangent in bands.
-    assert str(tangent(x, kernel)).count("conv_general_dilated[") == 3 + bands
+    assert str(tangent(x, kernel)).count("conv_general_dilated[") == 3 + -(-384 // rows)

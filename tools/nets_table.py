@@ -54,7 +54,7 @@ FROZEN = ("conv1_*", "conv2_*", "conv3_*")
 # Scored at every pixel, as the other nets: so it learns faster than at the eighth that its recipe is trained at.
 DEEPLAB = POLY | {"model.width": 0.25, "model.fc_width": 128, "optim.lr": 3e-3, "loss.at_scores": False}
 NETS = {
-    "FCN-8s": Run("configs/fcn8s.py", POLY | {"train.steps": 600, "optim.lr": 4e-3}),
+    "FCN-8s": Run("configs/fcn8s.py", POLY | {"train.steps": 600, "optim.lr": 4e-3, "optim.warmup_steps": 50}),
     "FCN-16s": Run(
         "configs/fcn16s.py",
         POLY | {"train.steps": 930, "optim.lr": 4e-3, "optim.frozen": FROZEN, "init.skip": ("score_*",)},

@@ -13,11 +13,14 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 250 GFLOP/s, of the rows with
     3×3 without padding, 64 channels, 379×504     236 ms                91 ms
         512 channels, 58×74                       352 ms                75 ms
     4×4 without padding, 32 to 8, four of 67×67   22.9 ms               1.6 ms
-    kernel gradient, 3×3, 64 channels, 360×480    254 ms *              84 ms
-        64 to 128 channels, 180×240               91 ms *               36 ms
-        256 channels, 90×120                      84 ms *               70 ms
-        3 to 64 channels, 360×480                 14.4 ms *             8.1 ms
-        64 channels, four images of 32×32         3.2 ms *              3.6 ms, and so left to XLA
+    kernel gradient, 3×3, 64 channels, 360×480    379 ms                98 ms
+        64 to 128 channels, 180×240               137 ms                41 ms
+        256 channels, 90×120                      352 ms                76 ms
+        512 channels, 45×60                       234 ms                59 ms, of columns (in bands alone 81)
+        256 to 512 channels, 45×60                118 ms                29 ms, of columns (in bands alone 49)
+        512 channels, 23×30                       21.6 ms               14.2 ms, of columns
+        3 to 64 channels, 360×480                 27.5 ms               11.3 ms
+        64 channels, four images of 32×32         3.0 ms                the same (in bands 4.7)
     forward, 7×7, 512 to 4096 channels, 12×15     0.81 s *              0.43 s; with gradients 4.2 s and 1.5 s
     two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms *               10 ms; with gradients 169 ms and 24 ms
     1×1, 4096 to 4096 channels, 180 cells         75 ms                 31 ms
@@ -30,8 +33,10 @@ a map is such a convolution, too, from the output to the map.
 
 Kernel gradients are added up band by band: XLA's own, of some rows of the map at a time, which with their cotangents
 fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels, 360×480: largest
-error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well. Whole
-convolutions are patches (shifted slices) times a matrix where the kernel is large for its map; with padding on a map
+error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well. They are small
+outputs of large maps, and so YNNPACK's, at 120 to 170 GFLOP/s. Where channels are many, a band is convolved along its
+rows alone, each column being an example: one-dimensional convolutions are Eigen's, and reach 220. Whole convolutions
+are patches (shifted slices) times a matrix where the kernel is large for its map; with padding on a map
 smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps its
 own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a time,
 so that they stay in the cache and never take much memory. Groups are computed one after another. A 1×1 kernel, last, is
@@ -52,7 +57,7 @@ from jax.custom_derivatives import SymbolicZero
 from fcn_jax.ops import rematerialisation
 
 _LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
-_BAND_VALUES, _MOST_BANDS = 2**19, 32  # of a map and its cotangents: read at a time
+_BAND_VALUES, _MOST_BANDS = 3 * 2**17, 64  # of a map and its cotangents: read at a time
 _BAND_CELLS, _FEW_CHANNELS = 4096, 16  # of a map of few channels, for the sake of precision
 _ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
 _ALWAYS_EIGEN, _FEW_OUTPUTS, _NARROW, _LARGE_MAP = 16, 16, 64, 2**14  # channels (three times), cells
@@ -137,17 +142,27 @@ def over_several_devices() -> Iterator[None]:
 
 def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> bool:
     """Whether the kernel's gradient is by bands; in half precision their sum would lose digits."""
-    wide = kernel.shape[:2] != (1, 1) and dilation * (kernel.shape[0] - 1) < x.shape[1] + 2 * padding
-    fewest = 2 if min(kernel.shape[2:]) <= _FEW_CHANNELS else 4
+    wide = kernel.shape[:2] != (1, 1) and all(
+        dilation * (kernel.shape[axis] - 1) < x.shape[axis + 1] + 2 * padding for axis in (0, 1)
+    )
+    fewest = 2 if min(kernel.shape[2:]) <= _FEW_CHANNELS else 1 if _gains_by_columns(x, kernel, stride) else 4
     return wide and jnp.finfo(x.dtype).bits >= 32 and _bands(x, kernel, stride) >= fewest
+
+
+def _gains_by_columns(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether the kernel's gradient, where it is by bands, slides over the map in one dimension alone."""
+    many = kernel.shape[2] >= _MANY_CHANNELS and kernel.shape[3] >= 2 * _MANY_CHANNELS
+    return stride == 1 and many and x.shape[1] * x.shape[2] < _LARGE_MAP
 
 
 def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
     cells = x.size // x.shape[-1] // stride**2
-    bands = (x.size + cells * kernel.shape[3]) // _BAND_VALUES
+    # The whole kernel is added to at every band.
+    least = kernel.size // 4 if _gains_by_columns(x, kernel, stride) else 0
+    bands = (x.size + cells * kernel.shape[3]) // max(_BAND_VALUES, least)
     if min(kernel.shape[2:]) <= _FEW_CHANNELS:
         bands = max(bands, cells // _BAND_CELLS)
-    return min(bands, _MOST_BANDS)
+    return min(max(bands, 1), _MOST_BANDS)
 
 
 def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, right=None):
@@ -215,16 +230,40 @@ def _columns_more(dtype: Any, channels: Sequence[int], size: Sequence[int], want
 
 
 def _band_by_band(x, kernel, stride, padding, dilation, precision):
-    """XLA's convolution of some rows at a time."""
+    """The convolution of some rows at a time: XLA's, or by columns."""
     bands = _bands(x, kernel, stride)
+    by_columns = _gains_by_columns(x, kernel, stride)
     # Beforehand: the kernel gradient of a convolution that pads is slower where channels are few.
     x = _padded(x, padding)
     reach = dilation * (kernel.shape[0] - 1)
     height = (x.shape[1] - reach - 1) // stride + 1
     rows = -(-height // bands)
     parts = [x[:, stride * top : stride * (top + rows - 1) + reach + 1] for top in range(0, height, rows)]
-    outputs = [_native(part, kernel, stride, 0, dilation, precision=precision) for part in parts]
+    if by_columns:
+        outputs = [_by_columns(part, kernel, dilation, precision) for part in parts]
+    else:
+        outputs = [_native(part, kernel, stride, 0, dilation, precision=precision) for part in parts]
     return jnp.concatenate(outputs, axis=1)
+
+
+def _by_columns(x, kernel, dilation, precision):
+    """The convolution, unpadded and of stride 1, that slides down the rows alone: it is of one dimension.
+
+    The columns are examples, and what the kernel's columns see are channels.
+    """
+    height, width, channels, features = kernel.shape
+    columns = x.shape[2] - dilation * (width - 1)
+    seen = jnp.stack([x[:, :, left : left + columns] for left in range(0, dilation * width, dilation)])
+    y = lax.conv_general_dilated(
+        seen.transpose(0, 4, 2, 1, 3).reshape(width * channels, x.shape[1], x.shape[0] * columns),
+        kernel.reshape(height, width * channels, features),
+        window_strides=(1,),
+        padding=[(0, 0)],
+        rhs_dilation=(dilation,),
+        dimension_numbers=("CHN", "HIO", "HNC"),
+        precision=precision,
+    )
+    return jnp.moveaxis(y.reshape(-1, x.shape[0], columns, features), 1, 0)
 
 
 def _padded(x: jax.Array, padding: int) -> jax.Array:
