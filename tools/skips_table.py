@@ -41,8 +41,8 @@ def main() -> None:
             workdir = options.runs.absolute() / f"{net.lower()}-{seed}"
             command = [sys.executable, "train.py", "--config", config, "--workdir", str(workdir)]
             # Longer, and at a lower rate, than the example: FCN-32s is slow to learn from nothing.
-            fields = {"seed": seed, "data.shapes.seed": seed, "train.steps": 2400, "optim.lr": 1.5e-3}
-            fields["optim.warmup_steps"] = 50
+            fields = {"seed": seed, "data.shapes.seed": seed}
+            fields |= {"train.steps": 2400, "optim.lr": 1.5e-3, "optim.warmup_steps": 50}
             overrides = [f"--config.{field}={value}" for field, value in fields.items()]
             subprocess.run([*command, *overrides], cwd=root, check=True)
     print(table(options.runs, options.seeds))

@@ -142,9 +142,7 @@ def over_several_devices() -> Iterator[None]:
 
 def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> bool:
     """Whether the kernel's gradient is by bands; in half precision their sum would lose digits."""
-    wide = kernel.shape[:2] != (1, 1) and all(
-        dilation * (kernel.shape[axis] - 1) < x.shape[axis + 1] + 2 * padding for axis in (0, 1)
-    )
+    wide = kernel.shape[:2] != (1, 1) and all(_output_size(x, kernel, stride, padding, dilation))
     fewest = 2 if min(kernel.shape[2:]) <= _FEW_CHANNELS else 1 if _gains_by_columns(x, kernel, stride) else 4
     return wide and jnp.finfo(x.dtype).bits >= 32 and _bands(x, kernel, stride) >= fewest
 
@@ -163,6 +161,14 @@ def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
     if min(kernel.shape[2:]) <= _FEW_CHANNELS:
         bands = max(bands, cells // _BAND_CELLS)
     return min(max(bands, 1), _MOST_BANDS)
+
+
+def _output_size(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> list[int]:
+    """Height and width of what a convolution gives."""
+    return [
+        max((x.shape[axis] + 2 * padding - dilation * (kernel.shape[axis - 1] - 1) - 1) // stride + 1, 0)
+        for axis in (1, 2)
+    ]
 
 
 def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, right=None):
@@ -185,10 +191,7 @@ def _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands):
 
     With `by_bands` the kernel's part of the derivative is by bands: transposed, it is the kernel gradient.
     """
-    size = [
-        max((x.shape[axis] + 2 * padding - dilation * (kernel.shape[axis - 1] - 1) - 1) // stride + 1, 0)
-        for axis in (1, 2)
-    ]
+    size = _output_size(x, kernel, stride, padding, dilation)
     more = _columns_more(x.dtype, kernel.shape[2:], x.shape[1:3], size, stride)
     y = _native(x, kernel, stride, padding, dilation, precision=precision, right=padding + more)
     return y[:, :, : size[1]]
@@ -232,18 +235,17 @@ def _columns_more(dtype: Any, channels: Sequence[int], size: Sequence[int], want
 def _band_by_band(x, kernel, stride, padding, dilation, precision):
     """The convolution of some rows at a time: XLA's, or by columns."""
     bands = _bands(x, kernel, stride)
-    by_columns = _gains_by_columns(x, kernel, stride)
+    if _gains_by_columns(x, kernel, stride):
+        convolve = partial(_by_columns, dilation=dilation)
+    else:
+        convolve = partial(_native, stride=stride, padding=0, dilation=dilation)
     # Beforehand: the kernel gradient of a convolution that pads is slower where channels are few.
     x = _padded(x, padding)
     reach = dilation * (kernel.shape[0] - 1)
-    height = (x.shape[1] - reach - 1) // stride + 1
+    height, _ = _output_size(x, kernel, stride, 0, dilation)
     rows = -(-height // bands)
     parts = [x[:, stride * top : stride * (top + rows - 1) + reach + 1] for top in range(0, height, rows)]
-    if by_columns:
-        outputs = [_by_columns(part, kernel, dilation, precision) for part in parts]
-    else:
-        outputs = [_native(part, kernel, stride, 0, dilation, precision=precision) for part in parts]
-    return jnp.concatenate(outputs, axis=1)
+    return jnp.concatenate([convolve(part, kernel, precision=precision) for part in parts], axis=1)
 
 
 def _by_columns(x, kernel, dilation, precision):
