@@ -1,6 +1,6 @@
 """Our convolution against XLA's own over a grid of layer shapes: forward, and the gradients of map and of kernel.
 
-    python -m benchmarks.conv_shapes                          the whole grid: about a quarter of an hour on two cores
+    python -m benchmarks.conv_shapes                          the whole grid: about half an hour on two cores
     python -m benchmarks.conv_shapes --minutes 5              as far as that, and on from there when run again
     python -m benchmarks.conv_shapes --shapes 20              twenty shapes, spread over the grid
     python -m benchmarks.conv_shapes --only 7x7 --works kernel
@@ -44,8 +44,11 @@ _NETS = (
     *((64, 256, 256, 3, 1), (48, 256, 512, 3, 1), (48, 512, 512, 3, 1), (24, 512, 512, 3, 1), (14, 512, 512, 3, 1)),
     *((12, 512, 4096, 7, 1), (7, 512, 4096, 7, 1), (12, 4096, 4096, 1, 1), (12, 4096, 21, 1, 1), (48, 512, 512, 3, 2)),
     *((48, 512, 1024, 3, 12), (48, 1024, 1024, 1, 1), (45, 2048, 512, 3, 1), (256, 64, 21, 3, 1)),
+    # Unpadded: fc6, and the trunk where only what the image reaches is convolved.
+    *((16, 512, 4096, 7, 1, False), (7, 512, 4096, 7, 1, False), (256, 64, 64, 3, 1, False)),
+    *((128, 128, 128, 3, 1, False), (96, 256, 256, 3, 1, False), (58, 512, 512, 3, 1, False)),
 )
-_SAMPLED = 221
+_SAMPLED = {True: 221, False: 30}  # padded, and not
 _KERNELS = ((1, 1), (3, 1), (3, 2), (3, 12), (7, 1), (7, 2), (11, 1))  # taps a side, dilation
 _MOST_OPERATIONS, _MOST_BYTES = 40e9, 2**30
 _LARGE = 1e9  # operations from which the attained share is told
@@ -56,34 +59,41 @@ _WORST = 12
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A layer on a square map of one image, padded so that the map keeps its size."""
+    """A layer on a square map of one image, padded so that the map keeps its size, or not at all."""
 
     side: int
     inputs: int
     outputs: int
     kernel: int
     dilation: int
+    padded: bool = True
 
     @property
     def name(self) -> str:
-        """As records and `--only` call it: `64x64 128>256 3x3 d2`."""
-        return f"{self.side}x{self.side} {self.inputs}>{self.outputs} {self.kernel}x{self.kernel} d{self.dilation}"
+        """As records and `--only` call it: `64x64 128>256 3x3 d2`, and `unpadded` behind it."""
+        name = f"{self.side}x{self.side} {self.inputs}>{self.outputs} {self.kernel}x{self.kernel} d{self.dilation}"
+        return name if self.padded else f"{name} unpadded"
 
     @property
     def operations(self) -> float:
         """Of each work: a product and a sum are two."""
-        return 2.0 * self.side**2 * self.kernel**2 * self.inputs * self.outputs
+        return 2.0 * self.output_side**2 * self.kernel**2 * self.inputs * self.outputs
 
     @property
     def bytes(self) -> float:
         """Of map, kernel and output, each touched once."""
-        cells = self.side**2 * (self.inputs + self.outputs)
+        cells = self.side**2 * self.inputs + self.output_side**2 * self.outputs
         return 4.0 * (cells + self.kernel**2 * self.inputs * self.outputs)
 
     @property
     def padding(self) -> int:
         """On each side."""
-        return self.dilation * (self.kernel - 1) // 2
+        return self.dilation * (self.kernel - 1) // 2 if self.padded else 0
+
+    @property
+    def output_side(self) -> int:
+        """Cells along a side of the output."""
+        return self.side + 2 * self.padding - self.dilation * (self.kernel - 1)
 
     def is_sensible(self) -> bool:
         """Whether a net might have it, and this machine can measure it."""
@@ -93,7 +103,8 @@ class Shape:
             # The gradients hold a second map or kernel beside those.
             and 2 * self.bytes <= _MOST_BYTES
             # A kernel that sees nothing but padding beyond its middle is none.
-            and reach <= 2 * self.side + 5
+            and reach <= (2 * self.side + 5 if self.padded else self.side)
+            and (self.padded or self.kernel > 1)
             # The image's channels come on an image; thousands of channels do not.
             and (self.inputs > 3 or self.side >= 32)
             and (self.kernel < 11 or max(self.inputs, self.outputs) <= 256)
@@ -103,10 +114,12 @@ class Shape:
 
 def grid() -> list[Shape]:
     """Every shape that is measured: the nets' own, and of all sensible combinations a sample that stays the same."""
-    product = itertools.product(_KERNELS, _CHANNELS, _MAPS)
-    shapes = [Shape(side, *channels, *kernel) for kernel, channels, side in product]
-    sensible = [shape for shape in shapes if shape.is_sensible()]
-    return list(dict.fromkeys([*(Shape(*layer) for layer in _NETS), *random.Random(0).sample(sensible, _SAMPLED)]))
+    shapes = [Shape(*layer) for layer in _NETS]
+    for padded, count in _SAMPLED.items():
+        product = itertools.product(_KERNELS, _CHANNELS, _MAPS)
+        combined = [Shape(side, *channels, *kernel, padded) for kernel, channels, side in product]
+        shapes += random.Random(0).sample([shape for shape in combined if shape.is_sensible()], count)
+    return list(dict.fromkeys(shapes))
 
 
 def main() -> None:
@@ -160,7 +173,7 @@ def measured(shape: Shape, work: str, matrix_gflops: float, bandwidth: float, ro
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((1, shape.side, shape.side, shape.inputs), np.float32))
     kernel = jnp.asarray(rng.standard_normal((shape.kernel, shape.kernel, shape.inputs, shape.outputs), np.float32))
-    cotangent = jnp.ones((1, shape.side, shape.side, shape.outputs))
+    cotangent = jnp.ones((1, shape.output_side, shape.output_side, shape.outputs))
     programs = {
         name: jax.jit(_work(function, work)).lower(x, kernel, cotangent).compile()
         for name, function in (("ours", _ours(shape)), ("xla", _xla(shape)))

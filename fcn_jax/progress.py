@@ -32,8 +32,13 @@ class Progress:
         self._begun = time.perf_counter()
 
     def waiting(self):
-        """A context whose time counts as waiting for data."""
-        return _Stopwatch(lambda seconds: setattr(self, "_waited", self._waited + seconds))
+        """A context whose time counts as waiting for data, unless the step before is still running at its end."""
+        return _Stopwatch(self._add_wait)
+
+    def _add_wait(self, seconds: float) -> None:
+        # Steps are dispatched ahead: while one runs, the device misses nothing.
+        if not self._pending or all(value.is_ready() for value in jax.tree.leaves(self._pending[-1][1])):
+            self._waited += seconds
 
     def note_shape(self, shape: tuple[int, ...]) -> None:
         """Says when a batch has a shape that was not seen before: its step is compiled first, which takes a while."""

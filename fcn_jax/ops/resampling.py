@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-BLOCKS = 16  # that an image is cut into; each is computed from the scores, and again for its gradient
+BLOCKS = 32  # that an image is cut into; each is computed from the scores, and again for its gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,10 +26,7 @@ class Resampling:
     columns: np.ndarray
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for axis, matrix in ((1, self.rows), (2, self.columns)):
-            product = jnp.tensordot(matrix.astype(x.dtype), x, axes=((1,), (axis,)), precision=lax.Precision.HIGHEST)
-            x = jnp.moveaxis(product, 0, axis)
-        return x
+        return _resampled(x, self.rows, self.columns)
 
     def crop(self, height: int, width: int) -> "Resampling":
         """The same to the first rows and columns alone."""
@@ -44,46 +41,66 @@ def sum_over_rows(
     Scores are `[b h w c]`, results any tree of arrays `[b …]`: added up over images here, those on other devices would
     be asked for at every block. Rows that fill the last block up have the label 255.
     """
-    row_blocks, label_blocks = _blocks(resampling.rows), _blocks(labels, axis=1, fill=255)
+    blocks = (*_row_blocks(resampling.rows), _label_blocks(labels))
 
-    def one(block: tuple[jax.Array, jax.Array]) -> Any:
-        rows, labels_here = block
-        return function(_expanded(scores, rows, resampling.columns), labels_here)
+    def one(block: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        first, rows, labels_here = block
+        return function(_block(scores, first, rows, resampling.columns), labels_here)
 
-    first = jax.tree.map(lambda x: x[0], (row_blocks, label_blocks))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], blocks))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     # Nothing of a block is kept for its gradient: it is computed again.
     again = jax.checkpoint(one, prevent_cse=False)
-    total, _ = lax.scan(
-        lambda total, block: (jax.tree.map(jnp.add, total, again(block)), None), zeros, (row_blocks, label_blocks)
-    )
+    total, _ = lax.scan(lambda total, block: (jax.tree.map(jnp.add, total, again(block)), None), zeros, blocks)
     return total
 
 
 def map_rows(function: Callable[[jax.Array], jax.Array], scores: jax.Array, resampling: Resampling) -> jax.Array:
     """`function(logits [b H W c]) -> [b H W …]`, pixel by pixel, without ever holding the logits."""
-    blocks = lax.map(
-        lambda rows: function(_expanded(scores, rows, resampling.columns)), jnp.asarray(_blocks(resampling.rows))
-    )
+    blocks = lax.map(lambda block: function(_block(scores, *block, resampling.columns)), _row_blocks(resampling.rows))
     joined = jnp.moveaxis(blocks, 0, 1)
     joined = joined.reshape(joined.shape[0], joined.shape[1] * joined.shape[2], *joined.shape[3:])
     return joined[:, : resampling.rows.shape[0]]
 
 
-def _expanded(scores: jax.Array, rows: jax.Array, columns: np.ndarray) -> jax.Array:
+def _resampled(x: jax.Array, rows: Any, columns: np.ndarray) -> jax.Array:
+    """`x [b h w c]` by matrices `[H h]` and `[W w]`, to `[b H W c]`.
+
+    Columns first, while the rows are few; then rows of all columns and channels at once are products of wide matrices.
+    On CPUs that takes as many copies of the matrix as there are images: with one, they would be laid side by side.
+    """
     highest = lax.Precision.HIGHEST
-    x = jnp.einsum("kh,bhwc->bkwc", rows.astype(scores.dtype), scores, precision=highest)
-    return jnp.einsum("Ww,bkwc->bkWc", columns.astype(scores.dtype), x, precision=highest)
+    x = jnp.einsum("Ww,bhwc->bhWc", columns.astype(x.dtype), x, precision=highest)
+    each = jnp.broadcast_to(rows.astype(x.dtype), (x.shape[0], *rows.shape))
+    return jnp.einsum("bHh,bhWc->bHWc", each, x, precision=highest)
 
 
-def _blocks(array: Any, axis: int = 0, fill: int = 0) -> Any:
-    """An array cut along an axis into equal blocks, `[blocks …]`; the last is filled up."""
-    length = array.shape[axis]
+def _block(scores: jax.Array, first: jax.Array, rows: jax.Array, columns: np.ndarray) -> jax.Array:
+    """The logits of some rows, of the coarse rows that reach them, from `first` on."""
+    return _resampled(lax.dynamic_slice_in_dim(scores, first, rows.shape[1], axis=1), rows, columns)
+
+
+def _row_blocks(matrix: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """A matrix `[H h]` in equal blocks of rows, and of each the columns that it uses: `first [blocks]`, `[blocks k m]`."""
+    length, cells = matrix.shape
+    count, rows = _cut(length)
+    blocks = np.pad(matrix, ((0, count * rows - length), (0, 0))).reshape(count, rows, cells)
+    used = blocks.any(axis=1)
+    reach = [np.flatnonzero(each) if each.any() else np.zeros(1, int) for each in used]
+    width = max(each[-1] - each[0] + 1 for each in reach)
+    first = np.array([min(each[0], cells - width) for each in reach], np.int32)
+    return jnp.asarray(first), jnp.asarray(np.stack([blocks[i][:, f : f + width] for i, f in enumerate(first)]))
+
+
+def _label_blocks(labels: jax.Array) -> jax.Array:
+    """Labels `[b H W]` in equal blocks of rows, `[blocks b k W]`; the last is filled up with 255."""
+    batch, length, width = labels.shape
+    count, rows = _cut(length)
+    padded = jnp.pad(labels, ((0, 0), (0, count * rows - length), (0, 0)), constant_values=255)
+    return jnp.moveaxis(padded.reshape(batch, count, rows, width), 1, 0)
+
+
+def _cut(length: int) -> tuple[int, int]:
+    """How many blocks there are, and how many rows in each."""
     rows = -(-length // BLOCKS)
-    count = -(-length // rows)
-    widths = [(0, count * rows - length) if place == axis else (0, 0) for place in range(array.ndim)]
-    # Matrices are constants of NumPy, labels arrays of JAX.
-    library: Any = np if isinstance(array, np.ndarray) else jnp
-    padded = library.pad(array, widths, constant_values=fill)
-    cut = padded.reshape(*array.shape[:axis], count, rows, *array.shape[axis + 1 :])
-    return library.moveaxis(cut, axis, 0)
+    return -(-length // rows), rows
