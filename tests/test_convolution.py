@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,15 +76,32 @@ def test_gradients_equal_the_native_ones(size, kernel_size, stride, padding, dil
 # Channels into and out of a convolution, and columns beyond what is wanted: of its output, and of its map's gradient.
 COLUMNS = [
     # channels, size, kernel, padding, dilation, output, gradient
-    ((3, 40), (9, 24), 3, 1, 1, 1, 0),
-    ((40, 20), (9, 24), 3, 1, 1, 1, 1),
-    ((40, 20), (9, 24), 3, 0, 1, 3, 0),  # the gradient is larger than its own map, the output
+    ((3, 40), (9, 24), 3, 0, 1, 0, 0),  # images, as they come
+    ((40, 20), (9, 24), 3, 1, 1, 0, 0),  # YNNPACK on small maps
+    ((40, 40), (9, 24), 3, 1, 1, 1, 1),
+    ((40, 40), (9, 24), 3, 0, 1, 3, 0),  # the gradient is larger than its own map, the output
     ((40, 8), (9, 24), 4, 0, 1, 3, 0),  # YNNPACK, at the width of the map
     ((40, 40), (6, 24), 3, 4, 2, 0, 5),
     ((8, 40), (6, 24), 3, 4, 2, 0, 4),
     ((8, 16), (9, 24), 3, 0, 1, 0, 0),  # Eigen at any size
-    ((40, 20), (9, 3), 3, 1, 1, 0, 0),  # too narrow
+    ((40, 40), (9, 3), 3, 1, 1, 0, 0),  # too narrow
 ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "channels", "more"),
+    [
+        # Of one image, where channels are many.
+        (1, 12, (256, 512), 1), (1, 24, (256, 256), 0), (1, 48, (256, 256), 1), (1, 48, (128, 256), 0),
+        # Of several, unless there are few channels in few cells, or few channels out of large maps.
+        (4, 32, (64, 64), 1), (4, 32, (64, 21), 0), (8, 32, (64, 21), 1), (4, 128, (32, 32), 1),
+        (4, 128, (64, 64), 0), (4, 128, (256, 21), 0), (4, 128, (128, 128), 1),
+        (8, 64, (3, 64), 0), (8, 64, (64, 8), 0),
+    ],
+)  # fmt: skip
+def test_a_column_more_makes_it_the_faster_library(batch, side, channels, more):
+    x: Any = jax.ShapeDtypeStruct((batch, side, side, channels[0]), jnp.float32)
+    assert convolution._columns_more(x, channels, (side, side), 1) == more
 
 
 @pytest.mark.parametrize(("channels", "size", "kernel_size", "padding", "dilation", "output", "gradient"), COLUMNS)
@@ -138,11 +156,21 @@ def test_a_kernel_need_not_be_square():
 
 @pytest.mark.parametrize(
     ("kernel_size", "channels", "size", "on_cpu"),
-    [(3, 5, 9, True), (3, 3, 9, True), (7, 5, 9, True), (7, 5, 6, False), (5, 128, 9, False), (1, 5, 9, False)],
+    [
+        (3, 5, 9, True),
+        (3, 3, 9, True),
+        (7, 5, 9, True),
+        (7, 5, 6, True),
+        (5, 128, 9, True),
+        (1, 5, 9, True),
+        (7, 128, 6, False),
+        (5, 256, 9, False),
+        (1, 32, 9, False),
+    ],
 )
 @pytest.mark.parametrize("differentiate", [False, True])
 def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate):
-    """Only CPUs run products: where kernels are of one tap or large for their map.
+    """Only CPUs run products: where kernels are of one tap or large for their map, and channels not few.
 
     Lowering for a TPU from here leaves nothing of them behind.
     """
@@ -151,7 +179,7 @@ def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate
         return jnp.sum(conv2d(x, kernel, padding=kernel_size // 2))
 
     function = jax.jit(jax.grad(run, argnums=(0, 1)) if differentiate else run)
-    shapes = (1, size, size, channels), (kernel_size, kernel_size, channels, 4)
+    shapes = (1, size, size, channels), (kernel_size, kernel_size, channels, channels)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     traced = function.trace(*shapes)
     lowered = {platform: traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cpu", "tpu")}
@@ -160,6 +188,27 @@ def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate
     assert "stablehlo.convolution" in lowered["tpu"]
     assert "stablehlo.dot_general" not in lowered["tpu"]
     assert "stablehlo.concatenate" not in lowered["tpu"]
+
+
+@pytest.mark.parametrize(("channels", "as_products"), [(8, 0), (16, 1), (32, 3)])
+def test_kernels_of_one_tap_are_matrices_where_channels_are_not_few(channels, as_products):
+    """Of sixteen the kernel's gradient alone."""
+    x, kernel = scene((6, 5), 1, (channels, channels))
+
+    def pulled(convolve, x, kernel):
+        y, pull = jax.vjp(convolve, x, kernel)
+        return y, *pull(jnp.cos(y))
+
+    ours = jax.jit(partial(pulled, conv2d))
+    for found, wanted in zip(ours(x, kernel), pulled(native, x, kernel), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
+    text = ours.trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
+    assert text.count("stablehlo.dot_general") == as_products
+
+
+def test_kernel_gradients_of_few_outputs_and_many_channels_are_not_by_bands():
+    x, kernels = jnp.zeros((1, 48, 48, 1024)), [jnp.zeros((3, 3, 1024, outputs)) for outputs in (21, 64)]
+    assert [convolution._gains_by_bands(x, kernel, 1, 1, 1) for kernel in kernels] == [False, True]
 
 
 def test_under_jit_and_vmap():
@@ -320,7 +369,7 @@ def test_kernel_gradients_of_large_maps_are_by_bands_on_cpus_alone():
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("size", [(45, 40), (5, 3), (1, 1)])
+@pytest.mark.parametrize("size", [(45, 40), (5, 3), (3, 3)])
 def test_kernel_gradients_of_many_channels_are_of_one_dimension(size, dilation):
     """On CPUs, where a one-dimensional convolution is the faster library's; accelerators convolve the map as it is."""
     x, kernel = scene(size, 3, (128, 256))

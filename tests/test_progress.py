@@ -34,12 +34,16 @@ def test_waits_that_no_device_sees_do_not_count(before, waited, capsys):
     config = experiment.default()
     config.train.log_every = config.train.steps = 2
     progress = Progress(config, reporter, ["w"], lambda step: 0.1)
-    names = ("loss_sum", "pixels", "gradient_norms")
-    state: Any = None
+
+    def add(step, ready):
+        values: Any = {name: Value(ready) for name in ("loss_sum", "pixels", "gradient_norms")}
+        state: Any = None
+        progress.add(step, values, state)
+
     if before != "none":
-        progress.add(1, {name: Value(before == "done") for name in names}, state)
+        add(1, before == "done")
     with progress.waiting():
         time.sleep(0.05)
-    progress.add(2, {name: Value(True) for name in names}, state)
+    add(2, True)
     assert (lines[0]["train/data_wait"] > 0) == waited
     assert "waiting for data" in capsys.readouterr().out

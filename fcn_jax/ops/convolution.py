@@ -6,9 +6,13 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 250 GFLOP/s, of the rows with
 
     what                                          XLA's own             here
     3×3, 512 channels, 45×60                      55 ms                 47 ms; its map's gradient 58 and 51
+        256 channels, 24×24                       3.1 ms                the same (Eigen: 4.7)
+        64 to 21 channels, 48×48                  0.61 ms               the same (Eigen: 0.98)
         512 to 1024 channels, dilation 12         128 ms                100 ms; 161 and 116
         256 channels, eight images of 32×32       48 ms                 38 ms; 44 and 37
+        64 channels, eight images of 32×32        4.8 ms                2.8 ms
         32 channels, four images of 128×128       10.4 ms               7.4 ms; 9.6 and 7.2
+        32 channels, two images of 32×32          0.33 ms               the same (Eigen: 0.74)
         64 channels, 360×480                      79 ms                 the same (Eigen: 89)
     3×3 without padding, 64 channels, 379×504     236 ms                91 ms
         512 channels, 58×74                       352 ms                75 ms
@@ -21,26 +25,30 @@ cores, jax 0.10.2, float32; 2048³ matrix product: 250 GFLOP/s, of the rows with
         512 channels, 23×30                       21.6 ms               14.2 ms, of columns
         3 to 64 channels, 360×480                 27.5 ms               11.3 ms
         64 channels, four images of 32×32         3.0 ms                the same (in bands 4.7)
+        4096 to 21 channels, dilation 12, 48×48   167 ms                the same (in bands 855)
     forward, 7×7, 512 to 4096 channels, 12×15     0.81 s *              0.43 s; with gradients 4.2 s and 1.5 s
+        128 channels, 32×32                       7.4 ms                the same (patches: 14.7)
     two groups, 5×5, 34×34 (AlexNet's conv2)      38 ms *               10 ms; with gradients 169 ms and 24 ms
     1×1, 4096 to 4096 channels, 180 cells         75 ms                 31 ms
         512 to 2048 channels, 2700 cells          36 ms                 27 ms
+        8 channels, 1024 cells                    0.013 ms              the same (a matrix: 0.039)
 
 XLA, first, hands a convolution to YNNPACK where its output is no larger than its map, neither in height nor in width,
-and to Eigen otherwise. Of most shapes Eigen is the faster, and so an output is made one column wider than the map, and
-cut; where YNNPACK is, but has an output narrower than the map, at which it is slow, as wide as the map. The gradient of
-a map is such a convolution, too, from the output to the map.
+and to Eigen otherwise. Eigen is the faster where channels are many, and of several images, unless they have few
+channels and few cells; there an output is made one column wider than the map, and cut. Where YNNPACK is, but has an
+output narrower than the map, at which it is slow, it is made as wide as the map. The gradient of a map is such a
+convolution, too, from the output to the map.
 
 Kernel gradients are added up band by band: XLA's own, of some rows of the map at a time, which with their cotangents
 fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels, 360×480: largest
 error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well. They are small
 outputs of large maps, and so YNNPACK's, at 120 to 170 GFLOP/s. Where channels are many, a band is convolved along its
 rows alone, each column being an example: one-dimensional convolutions are Eigen's, and reach 220. Whole convolutions
-are patches (shifted slices) times a matrix where the kernel is large for its map; with padding on a map
-smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps its
-own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a time,
-so that they stay in the cache and never take much memory. Groups are computed one after another. A 1×1 kernel, last, is
-a matrix.
+are patches (shifted slices) times a matrix where the kernel is large for its map, and channels many; with padding on a
+map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps
+its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a
+time, so that they stay in the cache and never take much memory. Groups are computed one after another. A 1×1 kernel,
+last, is a matrix, unless channels are few.
 """
 
 import contextlib
@@ -56,13 +64,15 @@ from jax.custom_derivatives import SymbolicZero
 
 from fcn_jax.ops import rematerialisation
 
-_LARGE_KERNEL, _SMALL_MAP, _MANY_CHANNELS = 5, 1024, 128  # taps a side, cells, channels in
+_IMAGE_CHANNELS, _FEWEST_CHANNELS, _FEW_CHANNELS, _NARROW, _MANY_CHANNELS = 4, 8, 16, 64, 128
+_LARGE_KERNEL = 5  # taps a side
+_SMALL_MAP, _LARGE_MAP = 2**10, 2**14  # cells
 _BAND_VALUES, _MOST_BANDS = 3 * 2**17, 64  # of a map and its cotangents: read at a time
-_BAND_CELLS, _FEW_CHANNELS = 4096, 16  # of a map of few channels, for the sake of precision
-_ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
-_ALWAYS_EIGEN, _FEW_OUTPUTS, _NARROW, _LARGE_MAP = 16, 16, 64, 2**14  # channels (three times), cells
+_BAND_CELLS = 4096  # of a map of few channels, for the sake of precision
+_MOST_INPUTS = 32  # channels in for each one out
 _FEWEST_FOR_ONE = 4  # columns that are wanted for each one more
 _PATCH_VALUES = 2**20  # made at a time
+_ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
 
 
 def conv2d(
@@ -102,15 +112,19 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
         return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
 
     def by_fastest(x, kernel):
-        by_bands = on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation)
-        return _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands)
+        along_kernel = _native
+        if kernel.shape[:2] == (1, 1):
+            along_kernel = _by_matrix if padding == 0 and min(kernel.shape[2:]) > _FEWEST_CHANNELS else _native
+        elif on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation):
+            along_kernel = _band_by_band
+        return _by_fastest(x, kernel, stride, padding, dilation, precision, along_kernel)
 
     def by_matrix(x, kernel):
-        return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1, precision=precision)
+        return _by_matrix(x, kernel, stride, precision=precision)
 
     if groups > 1:
         on_cpu = by_groups
-    elif kernel.shape[:2] == (1, 1) and padding == 0:
+    elif kernel.shape[:2] == (1, 1) and padding == 0 and min(kernel.shape[2:]) > _FEW_CHANNELS:
         on_cpu = by_matrix
     elif _is_large(kernel.shape, x.shape[1:3], padding):
         on_cpu = by_patches
@@ -121,10 +135,10 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
 
 def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
     """Whether the kernel is so large for its map that the whole convolution is by patches."""
-    if max(kernel[:2]) < _LARGE_KERNEL:
+    if max(kernel[:2]) < _LARGE_KERNEL or max(kernel[2:]) < _MANY_CHANNELS:
         return False
     smaller = min(size) + 2 * padding < 2 * max(kernel[:2])
-    return smaller or (size[0] * size[1] <= _SMALL_MAP and kernel[2] >= _MANY_CHANNELS)
+    return smaller or (size[0] * size[1] <= _SMALL_MAP and min(kernel[2:]) >= 2 * _MANY_CHANNELS)
 
 
 @contextlib.contextmanager
@@ -142,7 +156,8 @@ def over_several_devices() -> Iterator[None]:
 
 def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> bool:
     """Whether the kernel's gradient is by bands; in half precision their sum would lose digits."""
-    wide = kernel.shape[:2] != (1, 1) and all(_output_size(x, kernel, stride, padding, dilation))
+    # Of so many channels for each output the map itself is too large for the cache.
+    wide = all(_output_size(x, kernel, stride, padding, dilation)) and kernel.shape[2] <= _MOST_INPUTS * kernel.shape[3]
     fewest = 2 if min(kernel.shape[2:]) <= _FEW_CHANNELS else 1 if _gains_by_columns(x, kernel, stride) else 4
     return wide and jnp.finfo(x.dtype).bits >= 32 and _bands(x, kernel, stride) >= fewest
 
@@ -150,7 +165,7 @@ def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, 
 def _gains_by_columns(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether the kernel's gradient, where it is by bands, slides over the map in one dimension alone."""
     many = kernel.shape[2] >= _MANY_CHANNELS and kernel.shape[3] >= 2 * _MANY_CHANNELS
-    return stride == 1 and many and x.shape[1] * x.shape[2] < _LARGE_MAP
+    return stride == 1 and many and kernel.shape[0] * kernel.shape[1] <= x.shape[1] * x.shape[2] < _LARGE_MAP
 
 
 def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
@@ -186,48 +201,54 @@ def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, righ
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5, 6))
-def _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands):
+def _by_fastest(x, kernel, stride, padding, dilation, precision, along_kernel):
     """XLA's convolution, made as many columns wide as is fastest, and cut; the gradient of its map likewise.
 
-    With `by_bands` the kernel's part of the derivative is by bands: transposed, it is the kernel gradient.
+    The kernel's part of the derivative is the convolution `along_kernel`: transposed, it is the kernel gradient.
     """
     size = _output_size(x, kernel, stride, padding, dilation)
-    more = _columns_more(x.dtype, kernel.shape[2:], x.shape[1:3], size, stride)
+    more = _columns_more(x, kernel.shape[2:], size, stride)
     y = _native(x, kernel, stride, padding, dilation, precision=precision, right=padding + more)
     return y[:, :, : size[1]]
 
 
 @partial(_by_fastest.defjvp, symbolic_zeros=True)
-def _(stride, padding, dilation, precision, by_bands, primals, tangents):
+def _(stride, padding, dilation, precision, along_kernel, primals, tangents):
     x, kernel = primals
     moved: list[Any] = list(tangents)
-    y = _by_fastest(x, kernel, stride, padding, dilation, precision, by_bands)
+    y = _by_fastest(x, kernel, stride, padding, dilation, precision, along_kernel)
     parts = []
     if not isinstance(moved[0], SymbolicZero):
         # Its transpose, from y to x, is what is to be wider: the map has columns more, and the padding as many less.
-        more = _columns_more(x.dtype, kernel.shape[:1:-1], y.shape[1:3], x.shape[1:3], stride)
+        more = _columns_more(y, kernel.shape[:1:-1], x.shape[1:3], stride)
         wider = jnp.pad(moved[0], ((0, 0), (0, 0), (0, more), (0, 0)))
         parts.append(_native(wider, kernel, stride, padding, dilation, precision=precision, right=padding - more))
     if not isinstance(moved[1], SymbolicZero):
-        along_kernel = _band_by_band if by_bands else _native
         parts.append(along_kernel(x, moved[1], stride, padding, dilation, precision=precision))
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 
 
-def _columns_more(dtype: Any, channels: Sequence[int], size: Sequence[int], wanted: Sequence[int], stride: int) -> int:
-    """How many columns a convolution from a map of that size and those channels gives beyond the `wanted` size.
+def _columns_more(x: jax.Array, channels: Sequence[int], wanted: Sequence[int], stride: int) -> int:
+    """How many columns a convolution of `x [b h w i]` with those channels gives beyond the `wanted` size.
 
     XLA hands a convolution of more than 16 channels in or out to YNNPACK where its output is no larger than its map,
     neither in height nor in width, and any other to Eigen.
     """
+    batch, height, width, _ = x.shape
     inputs, outputs = channels
-    if stride > 1 or dtype != jnp.float32 or max(channels) <= _ALWAYS_EIGEN or wanted[0] > size[0]:
+    plain = stride > 1 or x.dtype != jnp.float32 or max(channels) <= _FEW_CHANNELS or inputs <= _IMAGE_CHANNELS
+    if plain or wanted[0] > height:
         return 0
-    # What YNNPACK is best at; but it is slow with rows that are shorter than the map's.
-    by_ynnpack = outputs <= _FEW_OUTPUTS or (
-        inputs <= _NARROW and _NARROW // 2 < outputs <= _NARROW and size[0] * size[1] >= _LARGE_MAP
-    )
-    more = max(size[1] + (not by_ynnpack) - wanted[1], 0)
+    if batch == 1:
+        more_still = max(channels) >= 4 * _MANY_CHANNELS or height * width > 2 * _SMALL_MAP
+        by_eigen = min(channels) >= 2 * _MANY_CHANNELS and more_still
+    elif outputs <= _FEW_CHANNELS:
+        by_eigen = False
+    elif height * width >= _LARGE_MAP:
+        by_eigen = outputs > _NARROW or max(channels) < _NARROW
+    else:
+        by_eigen = min(channels) > _NARROW // 2 or batch * height * width >= _LARGE_MAP // 2
+    more = max(width + by_eigen - wanted[1], 0)
     # Of a narrow map they would be most of the work.
     return more if _FEWEST_FOR_ONE * more <= wanted[1] else 0
 
@@ -266,6 +287,11 @@ def _by_columns(x, kernel, dilation, precision):
         precision=precision,
     )
     return jnp.moveaxis(y.reshape(-1, x.shape[0], columns, features), 1, 0)
+
+
+def _by_matrix(x, kernel, stride, padding=0, dilation=1, precision=None):
+    """The convolution with a kernel of one tap, unpadded: a matrix product."""
+    return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1, precision=precision)
 
 
 def _padded(x: jax.Array, padding: int) -> jax.Array:

@@ -57,7 +57,12 @@ def sum_over_rows(
 
 def map_rows(function: Callable[[jax.Array], jax.Array], scores: jax.Array, resampling: Resampling) -> jax.Array:
     """`function(logits [b H W c]) -> [b H W …]`, pixel by pixel, without ever holding the logits."""
-    blocks = lax.map(lambda block: function(_block(scores, *block, resampling.columns)), _row_blocks(resampling.rows))
+
+    def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        first, rows = block
+        return function(_block(scores, first, rows, resampling.columns))
+
+    blocks = lax.map(one, _row_blocks(resampling.rows))
     joined = jnp.moveaxis(blocks, 0, 1)
     joined = joined.reshape(joined.shape[0], joined.shape[1] * joined.shape[2], *joined.shape[3:])
     return joined[:, : resampling.rows.shape[0]]
@@ -81,15 +86,18 @@ def _block(scores: jax.Array, first: jax.Array, rows: jax.Array, columns: np.nda
 
 
 def _row_blocks(matrix: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """A matrix `[H h]` in equal blocks of rows, and of each the columns that it uses: `first [blocks]`, `[blocks k m]`."""
+    """A matrix `[H h]` in equal blocks of rows, each as wide as the coarse rows `[first, first + m)` that they use.
+
+    Gives `first [blocks]` and the blocks, `[blocks k m]`; rows that fill the last block up are zero.
+    """
     length, cells = matrix.shape
     count, rows = _cut(length)
     blocks = np.pad(matrix, ((0, count * rows - length), (0, 0))).reshape(count, rows, cells)
-    used = blocks.any(axis=1)
-    reach = [np.flatnonzero(each) if each.any() else np.zeros(1, int) for each in used]
-    width = max(each[-1] - each[0] + 1 for each in reach)
-    first = np.array([min(each[0], cells - width) for each in reach], np.int32)
-    return jnp.asarray(first), jnp.asarray(np.stack([blocks[i][:, f : f + width] for i, f in enumerate(first)]))
+    used = [np.flatnonzero(np.any(block, axis=0)) for block in blocks]
+    width = max(np.ptp(each) + 1 if each.size else 1 for each in used)
+    first = np.array([min(each.min(initial=cells), cells - width) for each in used], np.int32)
+    parts = [block[:, start : start + width] for block, start in zip(blocks, first, strict=True)]
+    return jnp.asarray(first), jnp.asarray(np.stack(parts))
 
 
 def _label_blocks(labels: jax.Array) -> jax.Array:
