@@ -44,9 +44,11 @@ _NETS = (
     *((64, 256, 256, 3, 1), (48, 256, 512, 3, 1), (48, 512, 512, 3, 1), (24, 512, 512, 3, 1), (14, 512, 512, 3, 1)),
     *((12, 512, 4096, 7, 1), (7, 512, 4096, 7, 1), (12, 4096, 4096, 1, 1), (12, 4096, 21, 1, 1), (48, 512, 512, 3, 2)),
     *((48, 512, 1024, 3, 12), (48, 1024, 1024, 1, 1), (45, 2048, 512, 3, 1), (256, 64, 21, 3, 1)),
-    # Unpadded: fc6, and the trunk where only what the image reaches is convolved.
-    *((16, 512, 4096, 7, 1, False), (7, 512, 4096, 7, 1, False), (256, 64, 64, 3, 1, False)),
-    *((128, 128, 128, 3, 1, False), (96, 256, 256, 3, 1, False), (58, 512, 512, 3, 1, False)),
+)
+# Unpadded: fc6, and the trunk where only what the image reaches is convolved.
+_UNPADDED = (
+    *((16, 512, 4096, 7, 1), (7, 512, 4096, 7, 1), (256, 64, 64, 3, 1), (128, 128, 128, 3, 1)),
+    *((96, 256, 256, 3, 1), (58, 512, 512, 3, 1)),
 )
 _SAMPLED = {True: 221, False: 30}  # padded, and not
 _KERNELS = ((1, 1), (3, 1), (3, 2), (3, 12), (7, 1), (7, 2), (11, 1))  # taps a side, dilation
@@ -114,7 +116,7 @@ class Shape:
 
 def grid() -> list[Shape]:
     """Every shape that is measured: the nets' own, and of all sensible combinations a sample that stays the same."""
-    shapes = [Shape(*layer) for layer in _NETS]
+    shapes = [*(Shape(*layer) for layer in _NETS), *(Shape(*layer, padded=False) for layer in _UNPADDED)]
     for padded, count in _SAMPLED.items():
         product = itertools.product(_KERNELS, _CHANNELS, _MAPS)
         combined = [Shape(side, *channels, *kernel, padded) for kernel, channels, side in product]

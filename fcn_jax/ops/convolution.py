@@ -240,7 +240,7 @@ def _columns_more(x: jax.Array, channels: Sequence[int], wanted: Sequence[int], 
     if plain or wanted[0] > height:
         return 0
     if batch == 1:
-        more_still = max(channels) >= 4 * _MANY_CHANNELS or height * width > 2 * _SMALL_MAP
+        more_still = outputs >= 4 * _MANY_CHANNELS or height * width > 2 * _SMALL_MAP
         by_eigen = min(channels) >= 2 * _MANY_CHANNELS and more_still
     elif outputs <= _FEW_CHANNELS:
         by_eigen = False
@@ -290,8 +290,14 @@ def _by_columns(x, kernel, dilation, precision):
 
 
 def _by_matrix(x, kernel, stride, padding=0, dilation=1, precision=None):
-    """The convolution with a kernel of one tap, unpadded: a matrix product."""
-    return jnp.tensordot(x[:, ::stride, ::stride], kernel[0, 0], axes=1, precision=precision)
+    """The convolution with a kernel of one tap, unpadded: a matrix product.
+
+    Of all cells in one axis, as its transpose, the kernel's gradient, is a plain product then, too; with their own axes
+    it is up to twice as slow (512 to 1024 channels, 64×64: 42 ms and 20).
+    """
+    x = x[:, ::stride, ::stride]
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=precision)
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def _padded(x: jax.Array, padding: int) -> jax.Array:
