@@ -191,6 +191,6 @@ def _over_images(losses: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.
 
 
 def _weights_of(labels: jax.Array, class_weights: jax.Array) -> jax.Array:
-    """The weight of each pixel's label, 0 where that is none. A product in place of a gather."""
-    is_label = jax.nn.one_hot(labels.astype(jnp.int32), class_weights.shape[0], dtype=class_weights.dtype)
-    return jnp.matmul(is_label, class_weights, precision=jax.lax.Precision.HIGHEST)
+    """The weight of each pixel's label, 0 where that is none. A comparison in place of a gather."""
+    is_label = jax.nn.one_hot(labels.astype(jnp.int32), class_weights.shape[0], dtype=bool)
+    return jnp.sum(jnp.where(is_label, class_weights, 0), axis=-1)

@@ -205,7 +205,12 @@ def _counts(model: nn.Module, loss: Loss, labels: Any) -> dict[str, jax.Array]:
 
     def count(num_classes: int, labels: jax.Array) -> jax.Array:
         # It depends on the labels alone, and what the loss computes beside it is dropped by the compiler.
-        return loss(jnp.zeros((*labels.shape, num_classes)), labels)[1]
+        if not loss.by_parts:
+            return loss(jnp.zeros((*labels.shape, num_classes)), labels)[1]
+        # By rows: labels as ones and zeros of all classes would be as large as the logits.
+        batch, height, width = labels.shape
+        nothing = Resampling(np.zeros((height, 1)), np.zeros((width, 1)))
+        return loss.finish(sum_over_rows(loss.sums, jnp.zeros((batch, 1, 1, num_classes)), labels, nothing))[1]
 
     return {head: jax.vmap(partial(count, classes[head]))(each) for head, each in by_head(labels).items()}
 

@@ -112,7 +112,8 @@ def test_class_weights_weigh_terms_and_not_the_count():
     plain = value_and_gradient(logits, labels)[2]
     factor = np.where(valid, np.asarray(weights)[np.where(valid, labels, 0)], 0)[..., None]
     np.testing.assert_allclose(gradient, plain * factor, atol=1e-6)
-    assert "HIGHEST" in str(jax.make_jaxpr(lambda x: cross_entropy(x, labels, weights))(logits))
+    # A product, in an accelerator's default precision, would round the weights.
+    assert "dot_general" not in str(jax.make_jaxpr(lambda x: cross_entropy(x, labels, weights))(logits))
 
 
 def test_all_void():

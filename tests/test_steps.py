@@ -1,8 +1,9 @@
 """A step's arithmetic, against the same thing written out: what is summed, what divides it, what a bad value does."""
 
 import dataclasses
+import functools
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from fcn_jax import losses, metrics, state, steps
+from fcn_jax import losses, metrics, models, state, steps
 from fcn_jax.models.layers import BatchNorm, Conv, Dropout
 from fcn_jax.ops.grid import IMAGE
 from fcn_jax.ops.unpooling import unpool_nearest
@@ -42,7 +43,7 @@ class Wide(nn.Module):
     @nn.compact
     def __call__(self, image, *, train=False, example_index=None):
         x = nn.relu(Conv(8, 1, dtype=image.dtype, name="first")(image))
-        x = nn.relu(Conv(64, 5, 2, dtype=image.dtype, name="second")(x))
+        x = nn.relu(Conv(128, 5, 2, dtype=image.dtype, name="second")(x))
         return Conv(CLASSES, 1, dtype=image.dtype, name="third")(x)
 
 
@@ -185,8 +186,8 @@ def test_a_donated_state_is_changed_in_place(batch):
     step = jax.jit(steps.make_train_step(model, optimizer, normalization="valid_mean"), donate_argnums=0)
     traced = step.trace(begun, batch)
     text = traced.lower().compile().as_text() or ""
-    assert "f32[5,5,8,64]" in text
-    assert not re.search(r"f32\[5,5,8,64\]\S* copy\(", text)
+    assert "f32[5,5,8,128]" in text
+    assert not re.search(r"f32\[5,5,8,128\]\S* copy\(", text)
     # Each choice by platform is a case, too, of one branch; only CPUs have another one.
     branches = {
         platform: traced.lower(lowering_platforms=(platform,)).as_text().count('"stablehlo.case"')
@@ -320,3 +321,59 @@ def test_weighted_losses_are_divided_by_what_they_count(params, batch, count_wei
     assert_trees_close(gradient(params, batch, loss=loss), jax.grad(whole)(params))
     # In two parts the same, with one divisor for both.
     assert_trees_close(gradient(params, batch, loss=loss, accumulate=2), jax.grad(whole)(params))
+
+
+class TestFused:
+    """FCN-8s, narrow and on the trunk of the fewest layers; its last up-sampling is bilinear."""
+
+    CLASSES = 60  # so many that logits are larger than all else together
+    SIZE = (40, 56)
+    WEIGHTS = np.linspace(0.5, 2, CLASSES, dtype=np.float32)
+    LOSSES: ClassVar = {
+        "cross_entropy": losses.LOSSES["cross_entropy"],
+        "weighted": losses.of_pixels(losses.cross_entropy, class_weights=WEIGHTS),
+        "weighted, counted": losses.of_pixels(losses.cross_entropy, class_weights=WEIGHTS, count_weights=True),
+        "focal": losses.LOSSES["focal"],
+        "dice": losses.LOSSES["dice"],
+    }
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls):
+        """`run(loss, fused=…)`: state and report after a step, and the bytes of the program's temporaries."""
+        model = models.create("fcn8s", cls.CLASSES, trunk="vgg11", width=1 / 32, fc_width=8)
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(  # with which every layer learns
+            lambda x: rng.normal(0, np.sqrt(2 / max(np.prod(x.shape[:-1]), 8)), x.shape).astype(np.float32),
+            state.abstract_params(model),
+        )
+        label = rng.integers(0, cls.CLASSES, (2, *cls.SIZE)).astype(np.uint8)
+        label[rng.random(label.shape) < 0.4] = 255
+        image = rng.standard_normal((*label.shape, 3), np.float32)
+        batch = {"image": image, "label": label, "index": np.arange(2, dtype=np.int32)}
+        # Parameters are replaced by minus the gradient, so that nothing is rounded away.
+        keep = optax.stateless(lambda gradients, params: jax.tree.map(lambda g, p: -g - p, gradients, params))
+        begun = state.create(params, keep)
+
+        @functools.cache
+        def run(name, **arguments):
+            step = steps.make_train_step(model, keep, normalization="valid_mean", loss=cls.LOSSES[name], **arguments)
+            compiled = jax.jit(step).lower(begun, batch).compile()
+            memory: Any = compiled.memory_analysis()
+            return *compiled(begun, batch), memory.temp_size_in_bytes
+
+        return run
+
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_the_step_is_the_same(self, run, name):
+        after, report, _ = run(name)
+        wanted, wanted_report, _ = run(name, fused=False)
+        for part in wanted_report:
+            np.testing.assert_allclose(report[part], wanted_report[part], rtol=1e-5)
+        for found, leaf in zip(jax.tree.leaves(after.params), jax.tree.leaves(wanted.params), strict=True):
+            np.testing.assert_allclose(found, leaf, rtol=0, atol=1e-5 * np.abs(leaf).max())
+
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_no_array_is_as_large_as_the_logits(self, run, name):
+        logits = 4 * 2 * self.SIZE[0] * self.SIZE[1] * self.CLASSES
+        assert run(name)[-1] < logits < run(name, fused=False)[-1]
