@@ -24,8 +24,8 @@ def voc2012(config):
     set_input(config, IMAGENET_INPUT)
     config.init.weights = WEIGHTS
     config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train", val_split="val", batch_size=4)
-    # The shorter side of VOC's images, some 370 pixels, to 260 … 1040; then crops of 480.
-    config.data.augment.update(flip=True, scale=(0.7, 2.8), crop=(480, 480))
+    # The shorter side from half of 520 to twice that. (They score images at 520; here they keep their own size.)
+    config.data.augment.update(flip=True, short_side=(260, 1040), crop=(480, 480))
     config.optim.update(lr=1e-4, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9, warmup_steps=EPOCH)
     config.optim.update(lr_multipliers=(("aux_classifier.*", 10.0),), decay_multipliers=())
     config.train.update(steps=30 * EPOCH, eval_every=EPOCH, checkpoint_every=EPOCH, log_every=20)

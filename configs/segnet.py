@@ -3,10 +3,10 @@
     python train.py --config configs/segnet.py                  embedded shapes
     python train.py --config configs/segnet.py:camvid           street scenes, 37 minutes on two cores
     python train.py --config configs/segnet.py:camvid-release   as released: 40,000 steps of 4 whole images, the
-                                                                authors' class weights; 60.1 mean IU (paper, 3,433
-                                                                training images, 140,000 steps)
+                                                                authors' class weights
     python train.py --config configs/segnet.py:camvid-benchmark the paper's comparison of nets: 140,000 steps of 5, no
-                                                                class weights
+                                                                class weights; 60.1 mean IU (paper, on 3,433 training
+                                                                images)
     python train.py --config configs/segnet.py:folder           one's own images
 
 From ImageNet's VGG-16. The release sees bytes, without a mean subtracted, and normalises by the batch; the statistics
@@ -15,9 +15,11 @@ of its training set are computed at the end.
 
 from configs import recipes
 
+VARIANTS = {**recipes.DECODERS, "camvid-benchmark": recipes.camvid_benchmark}
+
 
 def get_config(variant="shapes"):
-    config = recipes.start("segnet", variant, {**recipes.DECODERS, "camvid-benchmark": recipes.camvid_benchmark})
+    config = recipes.start("segnet", variant, VARIANTS)
     if config.init.weights:
         config.init.skip = ("*_bn", "*_D")
     if variant in ("camvid-release", "camvid-benchmark"):

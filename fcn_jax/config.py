@@ -98,7 +98,7 @@ def default() -> Config:
     config.data.nyud = ConfigDict({"modality": "color"})  # or "hha", "color-d", "color-hha"
     config.data.pascal_context = ConfigDict({"labels_root": ""})
     config.data.augment = ConfigDict()
-    config.data.augment.update(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
+    config.data.augment.update(flip=False, scale=(1.0, 1.0), short_side=(0, 0), crop=(0, 0), color=0.0)
 
     config.loss = ConfigDict()
     config.loss.name = "cross_entropy"  # or "focal", "top_k", "dice", "lovasz": see losses.LOSSES

@@ -1,21 +1,23 @@
 """DeconvNet's way through an image: crop by crop, as object proposals say, and the best score of all at each pixel.
 
-Noh, Hong and Han, ICCV 2015, section 4.3; the authors' scripts (inference/*.m). Of an image's boxes the first fifty are
-taken, in the order of their file, and of these the ones whose shorter side has 112 pixels or more. Each crop is resized
-to 224×224, scored, and its scores are resized back to the box; at each pixel the largest score of each class counts,
-and at least zero. So a pixel in no box is background.
+Noh, Hong and Han, ICCV 2015, section 4.3; the authors' scripts (inference/*.m). Of an image's boxes, in the order of
+their file, the first fifty count whose shorter side has 112 pixels or more; what of them lies outside the image is
+black. Each crop is resized to 224×224, scored, and its scores are resized back to the box; at each pixel the largest
+score of each class counts, and at least zero. So a pixel in no box is background. (The script that was released then
+cuts the map out of its frame one pixel too early, down and to the right; that is not repeated.)
 
 Whose boxes they are is the file's concern: the authors took EdgeBox's.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from fcn_jax.data.boxes import Box
-from fcn_jax.errors import DataError
+from fcn_jax.data.crops import cut
 
 MOST, SHORTEST, CROP = 50, 112, 224
 
@@ -23,21 +25,21 @@ MOST, SHORTEST, CROP = 50, 112, 224
 def score_map(
     scores: Callable[[np.ndarray], np.ndarray], image: np.ndarray, boxes: Iterable[Box], num_classes: int
 ) -> np.ndarray:
-    """The largest scores over the boxes, f32 `[h w c]`, none below zero.
+    """The largest scores over the boxes of an image u8 `[h w 3]`, f32 `[h w c]`, none below zero.
 
-    `scores(crop u8 [224 224 3]) -> f32 [224 224 c]`. Raises DataError for a box that leaves the image.
+    `scores(crop f32 [224 224 3], of 0 to 255) -> f32 [224 224 c]`.
     """
     height, width = image.shape[:2]
     best = np.zeros((height, width, num_classes), np.float32)
-    for left, top, right, bottom in list(boxes)[:MOST]:
-        if right > width or bottom > height:
-            raise DataError(f"the box {left} {top} {right} {bottom} leaves the image of {width}×{height} pixels")
-        if min(right - left, bottom - top) < SHORTEST:
-            continue
-        crop = cv2.resize(image[top:bottom, left:right], (CROP, CROP), interpolation=cv2.INTER_LINEAR)
+    large = (box for box in boxes if min(box[2] - box[0], box[3] - box[1]) >= SHORTEST)
+    for left, top, right, bottom in islice(large, MOST):
+        crop = resized(cut(image, (left, top, right, bottom), 0), (CROP, CROP))
         back = resized(np.asarray(scores(crop)), (bottom - top, right - left))
-        place = best[top:bottom, left:right]
-        np.maximum(place, back, out=place)
+        # All that the image and the box share; of the box from its own first row and column on.
+        rows, columns = slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
+        place = best[rows, columns]
+        inside = back[max(-top, 0) :, max(-left, 0) :][: place.shape[0], : place.shape[1]]
+        np.maximum(place, inside, out=place)
     return best
 
 
@@ -60,10 +62,14 @@ def label(predictor: Any, image: np.ndarray, boxes: Sequence[Box], other: Any = 
     return best.argmax(axis=-1).astype(np.uint8)
 
 
-def resized(scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scores `[h w c]` at another size, linear between cells' centres."""
-    planes = [
-        cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=cv2.INTER_LINEAR)
-        for plane in np.moveaxis(scores, -1, 0)
+def resized(planes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Values `[h w c]` at another size as f32, linear between cells' centres, and averaged where they become fewer.
+
+    So does MATLAB's `imresize`, with which the authors resized crops and scores.
+    """
+    height, width = size
+    parts = [
+        Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        for plane in np.moveaxis(planes, -1, 0)
     ]
-    return np.stack(planes, axis=-1)
+    return np.stack([np.asarray(part) for part in parts], axis=-1)

@@ -61,6 +61,8 @@ def test_beyond_the_image_there_is_nothing():
     np.testing.assert_array_equal(found[1:5, 2:7], image)
     assert found.sum() == image.sum()
     np.testing.assert_array_equal(crops.cut(image, (1, 2, 4, 4), 0), image[2:4, 1:4])
+    for beside in ((-5, 0, -2, 4), (6, 0, 9, 4), (0, -5, 5, -1), (0, 4, 5, 9)):
+        assert not crops.cut(image, beside, 0).any()
 
 
 def test_boxes_grow_about_their_centre():

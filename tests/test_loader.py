@@ -21,8 +21,8 @@ from fcn_jax.inputs import (
 )
 from fcn_jax.labels import DatasetInfo
 
-PLAIN = SimpleNamespace(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
-BUSY = SimpleNamespace(flip=True, scale=(0.5, 2.0), crop=(10, 12), color=0.3)
+PLAIN = SimpleNamespace(flip=False, scale=(1.0, 1.0), short_side=(0, 0), crop=(0, 0), color=0.0)
+BUSY = SimpleNamespace(flip=True, scale=(0.5, 2.0), short_side=(0, 0), crop=(10, 12), color=0.3)
 RAW = InputSpec(order="RGB", mean=(0.0, 0.0, 0.0))
 
 
@@ -145,7 +145,9 @@ def test_augmentation_follows_the_position_not_the_batch_size():
 
 
 def test_the_same_image_is_augmented_anew_each_time():
-    batches = train(Numbered(1), 3, augment=SimpleNamespace(flip=False, scale=(1.0, 1.0), crop=(8, 9), color=0.0))
+    batches = train(
+        Numbered(1), 3, augment=SimpleNamespace(flip=False, scale=(1.0, 1.0), short_side=(0, 0), crop=(8, 9), color=0.0)
+    )
     places = {label.tobytes() for batch in batches for label in batch["label"]}
     assert len(places) > 6
 
@@ -161,7 +163,7 @@ def test_sizes_in_one_batch_are_padded_to_the_largest():
 
 
 def test_padding_around_a_small_crop_is_zero_in_the_blob():
-    augment = SimpleNamespace(flip=True, scale=(1.0, 1.0), crop=(9, 9), color=0.5)
+    augment = SimpleNamespace(flip=True, scale=(1.0, 1.0), short_side=(0, 0), crop=(9, 9), color=0.5)
     for batch in train(Numbered(3), 3, augment=augment, spec=FCN_INPUT):
         outside = batch["label"] == 255
         assert outside.sum(axis=(1, 2)).tolist() == [81 - 20] * 4
@@ -228,7 +230,7 @@ def test_many_channels_and_heads_are_augmented_as_one():
 
 
 def test_hha_is_no_colour_to_jitter():
-    jittered = SimpleNamespace(flip=False, scale=(1.0, 1.0), crop=(0, 0), color=0.9)
+    jittered = SimpleNamespace(flip=False, scale=(1.0, 1.0), short_side=(0, 0), crop=(0, 0), color=0.9)
     source = Rooms(7, channels="HHA")
     for plain, batch in zip(
         train(source, 3, spec=NYUD_HHA_INPUT), train(source, 3, augment=jittered, spec=NYUD_HHA_INPUT), strict=True
@@ -301,7 +303,11 @@ def test_contradictions_are_named_before_anything_is_read():
     with pytest.raises(ConfigError, match=r"data.batch_size is 0"):
         evaluate(Numbered(5), batch_size=0)
     with pytest.raises(ConfigError, match=r"augment.scale"):
-        train(Numbered(5), 1, augment=SimpleNamespace(flip=False, scale=(0.0, 1.0), crop=(0, 0), color=0.0))
+        train(
+            Numbered(5),
+            1,
+            augment=SimpleNamespace(flip=False, scale=(0.0, 1.0), short_side=(0, 0), crop=(0, 0), color=0.0),
+        )
 
 
 def test_a_program_may_end_in_the_middle_of_a_stream():
@@ -310,7 +316,7 @@ import numpy, types
 from fcn_jax.data import loader
 from fcn_jax.inputs import FCN_INPUT
 source = [{"image": numpy.zeros((4, 5, 3), "u1"), "label": numpy.zeros((4, 5), "u1"), "id": "x"}] * 9
-augment = types.SimpleNamespace(flip=True, scale=(1.0, 1.0), crop=(0, 0), color=0.0)
+augment = types.SimpleNamespace(flip=True, scale=(1.0, 1.0), short_side=(0, 0), crop=(0, 0), color=0.0)
 training = loader.train_batches(source, augment, FCN_INPUT, batch_size=2, seed=0, start_step=0, threads=3)
 evaluation = loader.eval_batches(source, FCN_INPUT, batch_size=2, threads=3)
 next(training), next(evaluation)

@@ -24,6 +24,7 @@ NETS = {
     ("fcn16s", "cvpr2015"): "fcn16s_2015",
     ("fcn8s", "cvpr2015"): "fcn8s_2015",
     ("deeplab_largefov", "voc2012-msc"): "deeplab_msc",
+    ("bayesian_segnet", "voc2012"): "bayesian_segnet_pascal",
 }
 # Layers of classifiers' files that the nets do not have.
 IN_FILES = ("fc6", "fc7", "fc8", "backbone.fc", "loss1_conv", "score_fr")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fcn_jax.data import transforms
 from fcn_jax.errors import ConfigError
 
-OFF = {"flip": False, "scale": (1.0, 1.0), "crop": (0, 0), "color": 0.0}
+OFF = {"flip": False, "scale": (1.0, 1.0), "short_side": (0, 0), "crop": (0, 0), "color": 0.0}
 
 
 def options(**changes):
@@ -57,6 +57,16 @@ def test_rescaling_invents_no_labels(shape, scale):
     image, label = transforms.rescale(one["image"], one["label"], scale)
     assert label.shape == image.shape[:2] == tuple(max(1, round(side * scale)) for side in shape)
     assert set(np.unique(label)) <= set(np.unique(one["label"]))
+
+
+@pytest.mark.parametrize("shape", [(20, 33), (33, 20), (1, 1)])
+def test_the_shorter_side_is_drawn_between_its_bounds(shape):
+    chosen = options(short_side=(12, 15))
+    found = {
+        transforms.augment(example(*shape), chosen, np.random.default_rng(seed))["label"].shape for seed in range(40)
+    }
+    assert {min(size) for size in found} == {12, 13, 14, 15}
+    assert all(size == tuple(round(side * min(size) / min(shape)) for side in shape) for size in found)
 
 
 def test_rescaled_label_lies_under_its_image():
@@ -231,6 +241,9 @@ def test_what_is_not_coloured_is_left_alone():
     [
         ({"scale": (2.0, 0.5)}, r"augment.scale=\(2.0, 0.5\) must be"),
         ({"scale": (0.0, 1.0)}, "0 < low"),
+        ({"short_side": (300, 200)}, r"augment.short_side=\(300, 200\) must be"),
+        ({"short_side": (0, 200)}, "0 < low"),
+        ({"short_side": (100, 200), "scale": (0.5, 2.0)}, "both say how large images are"),
         ({"crop": (0, 10)}, r"augment.crop=\(0, 10\) must be"),
         ({"crop": (-1, 10)}, "augment.crop"),
         ({"color": 1.0}, "augment.color=1.0 must be"),

@@ -10,7 +10,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last 
 def read_boxes(path: Path) -> list[Box]:
     """The boxes of a text file, a line each: left, top, right, bottom, in pixels; what follows, a score, is not read.
 
-    The right and bottom edges are the first pixels outside. Raises DataError for a file that holds something else.
+    The right and bottom edges are the first pixels outside. A box may leave its image. Raises DataError for a file that
+    holds something else.
     """
     try:
         lines = path.read_text().splitlines()
@@ -25,7 +26,7 @@ def read_boxes(path: Path) -> list[Box]:
             left, top, right, bottom = (round(float(value)) for value in values[:4])
         except (ValueError, OverflowError):
             raise DataError(f"{path}, line {number}: {line!r} is no box: left top right bottom") from None
-        if not (0 <= left < right and 0 <= top < bottom):
+        if not (left < right and top < bottom):
             raise DataError(f"{path}, line {number}: {line!r} is an empty box: left top right bottom, in pixels")
         boxes.append((left, top, right, bottom))
     return boxes

@@ -104,9 +104,7 @@ def enlarged(box: Box, factor: float = ENLARGED) -> Box:
 def cut(array: np.ndarray, box: Box, fill: int) -> np.ndarray:
     """The part of an array `[h w …]` in a box, with `fill` where that leaves it."""
     left, top, right, bottom = box
-    height, width = array.shape[:2]
     whole = np.full((bottom - top, right - left, *array.shape[2:]), fill, array.dtype)
-    rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
-    inside = array[rows, columns]
-    whole[rows.start - top : rows.start - top + inside.shape[0], columns.start - left :][:, : inside.shape[1]] = inside
+    inside = array[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    whole[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]] = inside
     return whole

@@ -25,6 +25,15 @@ def check(options: Any) -> None:
     low, high = options.scale
     if not 0 < low <= high:
         raise ConfigError(f"data.augment.scale={(low, high)} must be (low, high) with 0 < low ≤ high; (1, 1) is off")
+    shortest, longest = options.short_side
+    if (shortest, longest) != (0, 0):
+        if not 0 < shortest <= longest:
+            raise ConfigError(
+                f"data.augment.short_side={(shortest, longest)} must be (low, high) in pixels with 0 < low ≤ high; "
+                "(0, 0) is off"
+            )
+        if (low, high) != (1, 1):
+            raise ConfigError("data.augment.short_side and data.augment.scale both say how large images are; set one")
     height, width = options.crop
     if height < 0 or width < 0 or bool(height) != bool(width):
         raise ConfigError(f"data.augment.crop={(height, width)} must be height and width, or (0, 0) for whole images")
@@ -37,16 +46,20 @@ def augment(
 ) -> dict:
     """A random variant of an example `{"image": [h w k], "label": u8[h w], …}`, or with a dict of labels by head.
 
-    `options` has the fields `flip`, `scale` (low, high), `crop` (height, width; (0, 0) keeps whole images) and `color`
-    (strength, 0 is off), which changes the first three channels if they are `colored`, as RGB, and no other. `fill` is
-    the pixel around images smaller than the crop; where it is needed the image becomes float32, since a mean colour is
-    no whole number.
+    `options` has the fields `flip`, `scale` (low, high), `short_side` (low, high, in pixels: to which the shorter side
+    is brought, as torchvision's recipes have it; (0, 0) is off), `crop` (height, width; (0, 0) keeps whole images) and
+    `color` (strength, 0 is off), which changes the first three channels if they are `colored`, as RGB, and no other.
+    `fill` is the pixel around images smaller than the crop; where it is needed the image becomes float32, since a mean
+    colour is no whole number.
     """
     image, heads = example["image"], example["label"]
     label = np.stack(list(heads.values()), axis=-1) if isinstance(heads, Mapping) else heads
     low, high = options.scale
     if (low, high) != (1, 1):
         image, label = rescale(image, label, rng.uniform(low, high))
+    if any(options.short_side):
+        shortest, longest = options.short_side
+        image, label = rescale(image, label, rng.integers(shortest, longest + 1) / min(image.shape[:2]))
     size = height, width = tuple(options.crop)
     top, left = 0, 0
     if height and width:
