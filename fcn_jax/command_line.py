@@ -25,7 +25,10 @@ _FORMS = {
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs `main(arguments)`. Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line; 75, Preempted."""
+    """Runs `main(arguments)`.
+
+    Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line; 75, Preempted, or one of several hosts lost.
+    """
 
     def guarded(arguments: Sequence[str]) -> int | None:
         try:
@@ -36,6 +39,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return 1
+        except jax.errors.JaxRuntimeError as error:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            # A collective fails where another host is gone: to be started again, as that one is.
+            traceback.print_exc()
+            return EXIT_CODE
         except OSError as error:
             # A folder that cannot be written, a full disk.
             if error.filename is None:

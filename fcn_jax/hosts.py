@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fcn_jax.errors import ConfigError, UserError
+from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
 _MESSAGE = 1000  # bytes of a fault that other hosts are told
@@ -30,7 +31,7 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
 
     `coordinator` is HOST:PORT of the first one, or `auto` where the environment tells everything (TPU slices, Slurm,
     Open MPI). Where the hosts do not come together within `start_seconds` the process ends with one line and exit code
-    1. A host of which nothing is heard for `heartbeat_seconds` ends the others. Raises ConfigError for what cannot
+    75. A host of which nothing is heard for `heartbeat_seconds` ends the others. Raises ConfigError for what cannot
     work.
     """
     if coordinator != AUTO and (count is None or index is None or not 0 <= index < count):
@@ -50,7 +51,7 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)
+        os._exit(EXIT_CODE)  # a supervisor of this host starts it again, to wait for the others
 
     # JAX's own answer to its deadline is to abort with a stack trace.
     timer = threading.Timer(start_seconds, give_up)

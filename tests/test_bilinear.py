@@ -1,4 +1,6 @@
-"""Bilinear kernels and ramps against the published values, and transposed convolution against its definition."""
+"""Bilinear kernels and ramps against the published values; transposed convolution and interpolation as defined."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -175,3 +177,60 @@ def test_interpolation_with_aligned_corners(shape):
     np.testing.assert_allclose(found[:, ::8, ::8], x, rtol=1e-6, atol=1e-6)
     if shape[0] > 1:
         np.testing.assert_allclose(found[:, 2, ::8], 0.75 * x[:, 0] + 0.25 * x[:, 1], rtol=1e-5, atol=1e-6)
+
+
+# Cells and pixels of a map that grows, shrinks, stays, does both at once, and has a single cell or pixel.
+INTERPOLATIONS = [
+    ((3, 2), (7, 9)),
+    ((7, 6), (3, 4)),
+    ((4, 5), (4, 5)),
+    ((5, 4), (33, 3)),
+    ((1, 3), (4, 1)),
+]
+every_interpolation = pytest.mark.parametrize(("cells", "size"), INTERPOLATIONS, ids=str)
+by_corners_or_centers = pytest.mark.parametrize("align_corners", [False, True], ids=["centers", "corners"])
+
+
+def mixed(x: np.ndarray, size: tuple[int, int], align_corners: bool) -> np.ndarray:
+    """The definition, pixel by pixel: what the four cells around it mix to, `x [b h w c]` to `[b H W c]`."""
+
+    def place(pixel: int, axis: int) -> tuple[int, int, float]:
+        """The cells before and behind a pixel, and how far it is on its way from the one to the other."""
+        count, length = x.shape[axis + 1], size[axis]
+        if align_corners:
+            at = pixel * (count - 1) / (length - 1) if length > 1 else 0.0
+        else:
+            at = min(max((pixel + 0.5) * count / length - 0.5, 0.0), count - 1.0)
+        before = min(int(at), max(count - 2, 0))
+        return before, min(before + 1, count - 1), at - before
+
+    out = np.zeros((len(x), *size, x.shape[-1]))
+    for row, column in np.ndindex(*size):
+        above, below, down = place(row, 0)
+        left, right, along = place(column, 1)
+        top = (1 - along) * x[:, above, left] + along * x[:, above, right]
+        bottom = (1 - along) * x[:, below, left] + along * x[:, below, right]
+        out[:, row, column] = (1 - down) * top + down * bottom
+    return out
+
+
+@by_corners_or_centers
+@every_interpolation
+def test_interpolation_is_the_mixture_of_four_cells(cells, size, align_corners):
+    x = np.random.RandomState(0).normal(size=(2, *cells, 3)).astype(np.float32)
+    found = interpolate(jnp.asarray(x), size, align_corners)
+    assert found.shape == (2, *size, 3)
+    np.testing.assert_allclose(found, mixed(x, size, align_corners), rtol=0, atol=1e-5)
+
+
+@by_corners_or_centers
+@every_interpolation
+def test_the_gradient_of_interpolation_is_its_transpose(cells, size, align_corners):
+    draw = np.random.RandomState(0)
+    x, cotangent = (draw.normal(size=(2, *shape, 3)).astype(np.float32) for shape in (cells, size))
+    # What each cell alone gives: a channel for every one of them.
+    alone = np.eye(math.prod(cells)).reshape(1, *cells, -1)
+    matrix = mixed(alone, size, align_corners)[0]
+    wanted = np.einsum("HWn,bHWc->bnc", matrix, cotangent).reshape(x.shape)
+    _, pull = jax.vjp(lambda x: interpolate(x, size, align_corners), jnp.asarray(x))
+    np.testing.assert_allclose(pull(jnp.asarray(cotangent))[0], wanted, rtol=0, atol=1e-5)

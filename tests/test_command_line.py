@@ -19,7 +19,7 @@ def run(*arguments: str, program: str = "train.py") -> tuple[int, str]:
     """Exit code and the one line of the error stream."""
     command = [sys.executable, *program.split(), *arguments]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -68,6 +68,11 @@ def test_train_needs_an_experiment(arguments, message):
     ("program", "arguments", "message"),
     [
         ("-m fcn_jax.predict", (), "name images, folders or globs"),
+        (
+            "-m fcn_jax.plan",
+            ("--config", "configs/fcn8s.py:voc2012", "--topology", "v9z:4x4"),
+            "--topology=v9z:4x4: no chip 'v9z'",
+        ),
         ("evaluate.py", ("--workdir", "/nowhere"), "/nowhere/config.json is missing"),
         (
             "evaluate.py",
@@ -80,6 +85,22 @@ def test_other_commands_refuse(program, arguments, message):
     code, line = run(*arguments, program=program)
     assert code == 1
     assert message in line
+
+
+def test_train_refuses_a_batch_that_cannot_be_split(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    workdir = tmp_path / "run"
+    code, line = run("--config", "configs/fcn8s.py", "--config.data.batch_size=3", "--workdir", str(workdir))
+    assert (code, line) == (1, "error: data.batch_size=3 cannot be split over 2 devices; 2 or 4 can")
+    assert not workdir.exists()
+
+
+def test_plan_tells_how_its_compiler_is_installed():
+    start = "import runpy, sys; sys.modules['libtpu'] = None; runpy.run_module('fcn_jax.plan', None, '__main__', True)"
+    arguments = ("--config", "configs/fcn8s.py:voc2012", "--topology", "v5e:4x4")
+    code, line = run(start, *arguments, program="-c")
+    assert code == 1
+    assert line == "error: --topology=v5e:4x4 needs the TPU compiler: pip install 'fcn_jax[plan]', or name local"
 
 
 def test_a_user_error_is_one_line(monkeypatch, capsys):

@@ -1,17 +1,24 @@
 """SegNet, DeconvNet, DeepLab and FCN-ResNet through the program: trained, resumed, scored, asked how sure they are."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 import tiny
 
 from fcn_jax import config as experiment
-from fcn_jax import evaluation, training
+from fcn_jax import evaluation, training, uncertainty, visualize
 from fcn_jax.checkpoints import Checkpoints
+from fcn_jax.data import images
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.predict import Predictor
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fast_compilation")]
+ROOT = Path(__file__).parents[1]
 NETS = {
     "bayesian_segnet": {"model.width": 1 / 32},
     "segnet_basic_fcn": {"model.width": 1 / 8, "model.trunk": ""},
@@ -88,6 +95,39 @@ def test_calibration_is_part_of_the_result(bayesian, tmp_path):
     result.write(tmp_path, "val", predictor.origin)
     assert '"calibration_error"' in (tmp_path / "val.json").read_text()
     assert result.reliability is not None and result.reliability[:, 0].sum() == result.matrix.sum()
+
+
+def test_the_commands_take_samples(bayesian, tmp_path):
+    """`predict` paints labels and uncertainty, `evaluate` says the calibration; both of the mean of the samples."""
+    picture = np.random.RandomState(0).randint(0, 255, (20, 24, 3)).astype(np.uint8)
+    visualize.write_png(tmp_path / "a.png", picture)
+
+    def said(*command):
+        done = subprocess.run(
+            [sys.executable, *command, "--workdir", str(bayesian), "--samples", "3"],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    output = tmp_path / "pictures"
+    printed = said("-m", "fcn_jax.predict", str(tmp_path / "a.png"), "--output", str(output))
+    assert "entropy 0." in printed and "mutual information 0." in printed
+    predictor = Predictor.from_workdir(bayesian, samples=3)
+    found = predictor.uncertainty(picture)
+    assert {path.name for path in output.iterdir()} == {"a.png", "a_entropy.png", "a_mutual_information.png"}
+    np.testing.assert_array_equal(images.read_mask(output / "a.png"), found["label"])
+    for kind in ("entropy", "mutual_information"):
+        wanted = visualize.heatmap(picture, found[kind] / found[kind].max())
+        np.testing.assert_allclose(images.read_image(output / f"a_{kind}.png").astype(int), wanted, atol=2)
+
+    printed = said("evaluate.py", "--calibration", "--output", str(tmp_path / "scores"))
+    result = json.loads((tmp_path / "scores" / "val.json").read_text())
+    assert f"expected calibration error {result['calibration_error']:.4f}" in printed
+    source = tiny.source(config("bayesian_segnet"), "val")
+    (scored,) = evaluation.evaluate_predictor(source, predictor, None, predictor.probabilities).values()
+    assert scored.reliability is not None and result["confusion"] == scored.matrix.tolist()
+    assert result["calibration_error"] == pytest.approx(uncertainty.calibration_error(scored.reliability), abs=1e-3)
 
 
 def test_nets_without_dropout_cannot_be_sampled(tmp_path):

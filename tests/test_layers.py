@@ -135,6 +135,18 @@ def scattered(x: np.ndarray, kernel: np.ndarray, padding: int) -> np.ndarray:
     return out[:, padding : out.shape[1] - padding, padding : out.shape[2] - padding]
 
 
+def gathered(x: np.ndarray, kernel: np.ndarray, padding: int, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients that `scattered` has for map and kernel: of each cell by the patch that it was laid on."""
+    size = kernel.shape[0]
+    of_map, of_kernel = np.zeros(x.shape), np.zeros(kernel.shape)
+    whole = np.pad(cotangent, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    for row, column in np.ndindex(x.shape[1:3]):
+        patch = whole[:, row : row + size, column : column + size]
+        of_map[:, row, column] = np.einsum("bklo,klio->bi", patch, kernel)
+        of_kernel += np.einsum("bklo,bi->klio", patch, x[:, row, column])
+    return of_map, of_kernel
+
+
 @pytest.mark.parametrize(("size", "padding"), [(3, 1), (3, 0), (7, 0), (7, 3), (1, 0)])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5), (8, 9)], ids=str)
 def test_deconvolution_scatters(size, padding, shape):
@@ -142,6 +154,19 @@ def test_deconvolution_scatters(size, padding, shape):
     x, kernel = draw.normal(size=(2, *shape, 3)), draw.normal(size=(size, size, 3, 4))
     found = deconv2d(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), padding=padding)
     np.testing.assert_allclose(found, scattered(x, kernel, padding), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "padding"), [(3, 1), (3, 0), (7, 0), (7, 3), (1, 0)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (8, 9)], ids=str)
+def test_gradients_of_deconvolution_gather(size, padding, shape):
+    draw = np.random.RandomState(0)
+    x, kernel = draw.normal(size=(2, *shape, 3)), draw.normal(size=(size, size, 3, 4))
+    cotangent = draw.normal(size=scattered(x, kernel, padding).shape)
+    arrays = [jnp.asarray(array, jnp.float32) for array in (x, kernel, cotangent)]
+    gradients = jax.jit(lambda x, kernel, c: jax.vjp(functools.partial(deconv2d, padding=padding), x, kernel)[1](c))
+    for found, wanted in zip(gradients(*arrays), gathered(x, kernel, padding, cotangent), strict=True):
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_deconvolution_is_the_padded_convolution_with_the_flipped_kernel():

@@ -106,8 +106,8 @@ class TestTwentySteps:
     @pytest.mark.parametrize(
         "layout",
         layouts(
-            *((devices, "pmap", 1) for devices in (1, 2, 8)),
-            *((devices, "mesh", 1) for devices in (2, 8)),
+            *((devices, "pmap", 1) for devices in (1, 2, 4, 8)),
+            *((devices, "mesh", 1) for devices in (2, 4, 8)),
             *((2, "mesh", 2), (1, "mesh", 4), (2, "pmap", 2)),
             *((8, "shards", 1), (2, "shards", 2)),
         ),

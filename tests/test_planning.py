@@ -15,6 +15,7 @@ from fcn_jax.errors import ConfigError, UserError
 from fcn_jax.plan import operations, planning, program, published, slices, tables
 from fcn_jax.plan.compiled_text import CompiledText
 from fcn_jax.plan.program import Memory, Program, TooLarge
+from fcn_jax.plan.roofline import all_reduce_seconds
 
 ROOT = Path(__file__).parents[1]
 # One all-reduce of 1,000 values; a step moves nothing else that matters here.
@@ -76,6 +77,16 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, quick):
     assert "voc" not in text.split("\n")[1] and "roofline: at least" in text and "derived" in text
     assert "largest batch: 29 images a device" in text
     json.dumps(plan)
+
+
+def test_what_a_single_chip_would_sum_among_others_is_its_gradients(config, quick, monkeypatch):
+    """Its program has no collectives; what is derived for other slices has."""
+    monkeypatch.setitem(globals(), "TEXT", TEXT.replace("all-reduce(%x), to_apply=%add", "negate(%x)"))
+    plan = planning.answer(planning.ask(config, slices.parse("v5e:1x1"), size="64x64"))
+    assert plan["step"]["collectives"] == [] and plan["step"]["roofline"]["all_reduce"] == 0
+    rows = {row["topology"]: row["all_reduce"] for row in plan["slices"]}
+    part = slices.parse("v5e:4x4")
+    assert rows["v5e:4x4"] == all_reduce_seconds(part, plan["step"]["memory"]["parameters"]) > rows["v5e:1x1"] == 0
 
 
 def test_a_batch_that_cannot_be_split_is_told_and_rounded_up(config, quick):

@@ -12,9 +12,9 @@ import pytest
 import test_nyud as rooms
 import test_siftflow as scenes
 
-from configs import fcn32s, fcn_alexnet
+from configs import deeplab_largefov, fcn32s, fcn_alexnet
 from fcn_jax import config as experiment
-from fcn_jax import training
+from fcn_jax import optim, state, training
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.predict import Predictor
 
@@ -150,3 +150,28 @@ def test_the_solver_of_fcn_alexnet():
     assert (config.data.batch_size, config.optim.accumulate, config.loss.normalization) == (20, 20, "part_mean")
     assert (config.optim.lr, config.optim.momentum, config.train.steps) == (1e-4, 0.9, 100_000)
     assert config.optim.lr_multipliers == (("score_fr/bias", 2.0),)
+
+
+@pytest.mark.parametrize("variant", ["voc2012", "voc2012-msc"])
+def test_deeplabs_scores_learn_ten_times_as_fast(variant):
+    """And their bias twenty times; beside the branches of the multi-scale net they are all that learns."""
+    config = deeplab_largefov.get_config(variant)
+    config.model.update(width=1 / 32, fc_width=4)
+    shapes = state.abstract_params(experiment.make_model(config, 21))
+    zeros, ones = (
+        jax.tree.map(lambda leaf, value=value: np.full(leaf.shape, value, leaf.dtype), shapes) for value in (0, 1)
+    )
+    optimizer = optim.make_optimizer(config.optim, config.train.steps, shapes)
+    # Of a gradient of ones, at zero, where nothing decays, the first step is the rate.
+    updates = jax.jit(lambda gradient, params: optimizer.update(gradient, optimizer.init(params), params)[0])(
+        ones, zeros
+    )
+    rates = {
+        name: -float(update.flat[0]) / config.optim.lr
+        for name, update in zip(optim.parameter_names(updates), map(np.asarray, jax.tree.leaves(updates)), strict=True)
+    }
+    assert (rates["fc8_voc12/kernel"], rates["fc8_voc12/bias"]) == pytest.approx((10, 20))
+    for layer in shapes.keys() - {"fc8_voc12"}:
+        older = layer.startswith(("conv", "fc"))
+        wanted = (0, 0) if older and variant == "voc2012-msc" else (1, 2)
+        assert (rates[f"{layer}/kernel"], rates[f"{layer}/bias"]) == pytest.approx(wanted), layer

@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch_writer as writer
+from cases import filled
 
-from fcn_jax import losses, state, steps, weights
+from configs import fcn_resnet
+from fcn_jax import losses, models, state, steps, weights
 from fcn_jax.errors import WeightFileError
 from fcn_jax.inputs import FCN_INPUT, IMAGENET_INPUT
 
@@ -90,6 +93,43 @@ def test_nothing_of_a_file_is_left_out(model):
     assert len(counted) < len(blobs)
     report = load(model).report
     assert report.num_loaded == sum(blobs[name].size for name in counted) and not report.unread
+
+
+# What torch calls the leaves of a net.
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def test_torchvisions_classifier_becomes_the_backbone(tmp_path):
+    """Its ResNet-50 for ImageNet, as the recipe takes it: what is no backbone keeps its initialisation."""
+    config = fcn_resnet.get_config("voc2012-coco")
+    variables = filled(models.create(config.model.name, CLASSES, width=1 / 32))
+    rng = np.random.default_rng(0)
+    wanted = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: rng.random(leaf.shape, np.float32) if path[1].key.startswith("backbone.") else leaf,
+        variables,
+    )
+    file = {
+        f"{layer.removeprefix('backbone.')}.{LEAVES[leaf]}": value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        for layers in wanted.values()
+        for layer, leaves in layers.items()
+        for leaf, value in leaves.items()
+        if layer.startswith("backbone.")
+    }
+    means = [name for name in file if name.endswith("running_mean")]
+    file |= {name.replace("running_mean", "num_batches_tracked"): np.array(7) for name in means}
+    file |= {"fc.weight": np.ones((5, 64), np.float32), "fc.bias": np.ones(5, np.float32)}
+    # As many as torchvision's has.
+    assert len(file) == 320 and {"conv1.weight", "layer1.0.conv1.weight", "layer4.2.bn3.running_var"} < file.keys()
+    path = tmp_path / "resnet50.pth"
+    path.write_bytes(writer.checkpoint(file))
+
+    blobs = weights.read(path)
+    assert weights.expected_input(blobs) == IMAGENET_INPUT
+    found, report = weights.transfer(blobs, variables, config.model.name, config.init.skip)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert report.unread == {"backbone.fc.0": 320, "backbone.fc.1": 5}
+    with pytest.raises(WeightFileError, match=r"in the file only: fc\.weight \(5×64\), fc\.bias \(5\)"):
+        weights.transfer(blobs, variables, config.model.name, ("classifier.*", "aux_classifier.*"))
 
 
 @pytest.mark.parametrize(

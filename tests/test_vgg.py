@@ -139,3 +139,14 @@ def test_any_of_them_is_the_trunk_of_fcn_and_segnet(name, model):
         assert len([layer for layer in params if layer.endswith("_D")]) == depth
     logits = jax.eval_shape(module.apply, state.abstract_variables(module), jnp.zeros((1, 41, 22, 3)))
     assert logits.shape == (1, 41, 22, 3)
+
+
+@every_net
+@pytest.mark.parametrize("model", ["fcn8s", "segnet"])
+def test_a_trunk_of_any_depth_scores_every_pixel(name, model):
+    module = models.create(model, 3, trunk=name, width=1 / 32, **({"fc_width": 8} if model == "fcn8s" else {}))
+    image = np.random.RandomState(0).normal(size=(1, 41, 22, 3)).astype(np.float32)
+    logits = np.asarray(jax.jit(module.apply)(filled(module), image))
+    assert logits.shape == (1, 41, 22, 3) and np.all(np.isfinite(logits))
+    # From place to place they differ, and so they are not biases alone.
+    assert np.all(np.ptp(logits, axis=(1, 2)) > 0)

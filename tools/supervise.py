@@ -2,9 +2,10 @@
 
     python tools/supervise.py [--hosts 2] [--restarts 20] -- python train.py --config configs/fcn8s.py --workdir runs/a
 
-A run that was killed, lost a host, or was asked to leave (exit code 75) is started again and goes on from its newest
-checkpoint; one that failed for what a user has to mend (exit codes 1 and 2) is not. SIGTERM is passed on, and ends the
-supervisor with 75 when the run has saved and left.
+A run that was killed, lost a host, waited for one in vain, or was asked to leave (exit code 75) is started again and
+goes on from its newest checkpoint; one that failed for what a user has to mend (exit codes 1 and 2) is not. SIGTERM is
+passed on, and ends the supervisor with 75 when the run has saved and left. Where each host is a machine of its own, a
+supervisor on each starts its process, and the processes wait for each other.
 """
 
 import argparse

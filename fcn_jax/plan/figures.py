@@ -64,9 +64,13 @@ def memory(program: Program, part: Slice) -> dict[str, Any]:
     return parts | {"largest": largest}
 
 
-def times(part: Slice, figures: dict[str, Any], images: int) -> dict[str, Any]:
-    """The roofline of a step on a slice, in seconds, and images a second of the whole slice."""
-    reduced = sum(each["size"] for each in figures["collectives"])
+def times(part: Slice, figures: dict[str, Any], images: int, reduced: int | None = None) -> dict[str, Any]:
+    """The roofline of a step on a slice, in seconds, and images a second of the whole slice.
+
+    `reduced` are the bytes that its devices sum, those of the program's collectives unless given.
+    """
+    if reduced is None:
+        reduced = sum(each["size"] for each in figures["collectives"])
     line = roofline(part, figures["operations"]["passes"], sum(figures["traffic"].values()), reduced)
     return {
         "arithmetic": line.compute,
@@ -81,13 +85,15 @@ def times(part: Slice, figures: dict[str, Any], images: int) -> dict[str, Any]:
 def of_slices(part: Slice, figures: dict[str, Any], images: int) -> list[dict[str, Any]]:
     """The same step on slices of 1 to 256 chips, derived: each device does what it does here, the sum is another.
 
-    `images` are those of the whole run. What a single device has no collectives for is taken as if it had.
+    `images` are those of the whole run. A single device has no collectives: what several would sum is taken to be one
+    gradient for each parameter.
     """
     assert part.chip is not None
+    reduced = figures["memory"]["parameters"] if part.device_count == 1 else None
     rows = []
     for other in slices.family(part.chip):
         step_images = figures["images_a_device"] * other.device_count
-        line = times(other, figures, step_images)
+        line = times(other, figures, step_images, reduced)
         hours = images / line["images_per_second"] / 3600
         rows.append(
             {
