@@ -95,6 +95,7 @@ def test_train_refuses_a_batch_that_cannot_be_split(monkeypatch, tmp_path):
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_plan_tells_how_its_compiler_is_installed():
     start = "import runpy, sys; sys.modules['libtpu'] = None; runpy.run_module('fcn_jax.plan', None, '__main__', True)"
     arguments = ("--config", "configs/fcn8s.py:voc2012", "--topology", "v5e:4x4")

@@ -76,7 +76,8 @@ def test_a_pod_check_compiles_what_it_does_not_know(compiled, printed, source):
     # Stopped while it wrote the second.
     results = source.parents[1] / "runs" / "pod_check.jsonl"
     results.write_text(results.read_text()[:-20])
-    assert printed(*arguments) == (code, lines) and compiled[2:] == ["segnet_basic"]
+    for _ in range(2):
+        assert printed(*arguments) == (code, lines) and compiled[2:] == ["segnet_basic"]
     # Another slice, other sources.
     printed(pod_check, "--topology=v5e:2x2", "fcn32s")
     source.write_text("a = 2\n")
@@ -124,3 +125,13 @@ def test_a_plan_is_a_row_of_the_table(compiled, printed, tmp_path):
     assert (asked["least time"], asked["bound by"], asked["images/s at most"]) == ("15.2 ms", "arithmetic", "1,051")
     (row,) = plans_table.rows(planning.answer(question, largest=False), [])
     assert row.endswith("| 1,051 | – | compiled |")
+
+
+@pytest.mark.parametrize("plan", [{"step": {"memory": {}}}, {"sweep": []}, []])
+def test_what_is_no_plan_for_a_slice_is_one_line(plan, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    monkeypatch.setattr(sys, "argv", ["plans_table.py", str(path)])
+    assert plans_table.main() == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {path} is no plan of a step on a slice") and line.count("\n") == 1

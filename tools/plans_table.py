@@ -5,6 +5,7 @@ A line for what was compiled, and one for each of the slices that are named by -
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ HEAD = (
 )
 
 
-def main() -> None:
+def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plans", nargs="+", type=Path)
@@ -25,7 +26,16 @@ def main() -> None:
     print("|---" * (HEAD.count("|") - 1) + "|")
     derive = [name for name in options.derive.split(",") if name]
     for path in options.plans:
-        print("\n".join(rows(json.loads(path.read_text()), derive)))
+        plan = json.loads(path.read_text())
+        if not isinstance(plan, dict) or "roofline" not in plan.get("step", {}) or "slices" not in plan:
+            print(
+                f"error: {path} is no plan of a step on a slice, as --topology=local, --latency, --compare and --sweep "
+                "are none",
+                file=sys.stderr,
+            )
+            return 1
+        print("\n".join(rows(plan, derive)))
+    return 0
 
 
 def rows(plan: dict[str, Any], derive: list[str]) -> Iterator[str]:
@@ -68,4 +78,4 @@ def _row(name: str, topology: str, step: dict[str, Any], most: str, how: str) ->
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -64,7 +64,8 @@ def main() -> int:
             known[key] = check(net, part)
             options.results.parent.mkdir(parents=True, exist_ok=True)
             with options.results.open("a") as file:
-                file.write(json.dumps({"key": key, "result": known[key]}) + "\n")
+                # Behind a line break: a line before that was cut short takes none with it.
+                file.write("\n" + json.dumps({"key": key, "result": known[key]}) + "\n")
         head, line = comparison_lines([known[key]], [f"{net:<36}"])
         print(line if place else f"{head}\n{line}", flush=True)
         failed += [net] if "memory" not in known[key] else []
