@@ -190,9 +190,8 @@ def test_the_platform_decides(kernel_size, channels, size, on_cpu, differentiate
     assert "stablehlo.concatenate" not in lowered["tpu"]
 
 
-@pytest.mark.parametrize(("channels", "as_products"), [(8, 0), (16, 1), (32, 3)])
+@pytest.mark.parametrize(("channels", "as_products"), [(8, 0), (16, 3)])
 def test_kernels_of_one_tap_are_matrices_where_channels_are_not_few(channels, as_products):
-    """Of sixteen the kernel's gradient alone."""
     x, kernel = scene((6, 5), 1, (channels, channels))
 
     def pulled(convolve, x, kernel):

@@ -112,19 +112,16 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
         return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
 
     def by_fastest(x, kernel):
-        along_kernel = _native
-        if kernel.shape[:2] == (1, 1):
-            along_kernel = _by_matrix if padding == 0 and min(kernel.shape[2:]) > _FEWEST_CHANNELS else _native
-        elif on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation):
-            along_kernel = _band_by_band
+        by_bands = on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation)
+        along_kernel = _band_by_band if by_bands else _native
         return _by_fastest(x, kernel, stride, padding, dilation, precision, along_kernel)
 
     def by_matrix(x, kernel):
-        return _by_matrix(x, kernel, stride, precision=precision)
+        return _by_matrix(x, kernel, stride, precision)
 
     if groups > 1:
         on_cpu = by_groups
-    elif kernel.shape[:2] == (1, 1) and padding == 0 and min(kernel.shape[2:]) > _FEW_CHANNELS:
+    elif kernel.shape[:2] == (1, 1) and padding == 0 and min(kernel.shape[2:]) > _FEWEST_CHANNELS:
         on_cpu = by_matrix
     elif _is_large(kernel.shape, x.shape[1:3], padding):
         on_cpu = by_patches
@@ -156,8 +153,9 @@ def over_several_devices() -> Iterator[None]:
 
 def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> bool:
     """Whether the kernel's gradient is by bands; in half precision their sum would lose digits."""
+    wide = kernel.shape[:2] != (1, 1) and all(_output_size(x, kernel, stride, padding, dilation))
     # Of so many channels for each output the map itself is too large for the cache.
-    wide = all(_output_size(x, kernel, stride, padding, dilation)) and kernel.shape[2] <= _MOST_INPUTS * kernel.shape[3]
+    wide = wide and kernel.shape[2] <= _MOST_INPUTS * kernel.shape[3]
     fewest = 2 if min(kernel.shape[2:]) <= _FEW_CHANNELS else 1 if _gains_by_columns(x, kernel, stride) else 4
     return wide and jnp.finfo(x.dtype).bits >= 32 and _bands(x, kernel, stride) >= fewest
 
@@ -289,7 +287,7 @@ def _by_columns(x, kernel, dilation, precision):
     return jnp.moveaxis(y.reshape(-1, x.shape[0], columns, features), 1, 0)
 
 
-def _by_matrix(x, kernel, stride, padding=0, dilation=1, precision=None):
+def _by_matrix(x, kernel, stride, precision):
     """The convolution with a kernel of one tap, unpadded: a matrix product.
 
     Of all cells in one axis, as its transpose, the kernel's gradient, is a plain product then, too; with their own axes
