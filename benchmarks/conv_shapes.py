@@ -1,6 +1,6 @@
 """Our convolution against XLA's own over a grid of layer shapes: forward, and the gradients of map and of kernel.
 
-    python -m benchmarks.conv_shapes                          the whole grid: about half an hour on two cores
+    python -m benchmarks.conv_shapes                          the whole grid: about a quarter of an hour on two cores
     python -m benchmarks.conv_shapes --minutes 5              as far as that, and on from there when run again
     python -m benchmarks.conv_shapes --shapes 20              twenty shapes, spread over the grid
     python -m benchmarks.conv_shapes --only 7x7 --works kernel

@@ -19,20 +19,21 @@ from fcn_jax.config import choose
 
 
 def voc2012(config):
+    config.model.name = "bayesian_segnet_pascal"
     config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train_aug", val_split="val")
     config.data.voc.sbd_root = "data/benchmark_RELEASE"
     config.data.augment.crop = (224, 224)
     config.loss.class_weights = ""
-    config.train.statistics_batches = 10_582 // config.data.batch_size
+    config.train.update(steps=60_000, statistics_batches=10_582 // config.data.batch_size)
 
 
 def get_config(variant="shapes"):
     choose(variant, (*segnet.VARIANTS, "voc2012"))
     config = segnet.get_config("camvid-release" if variant == "voc2012" else variant)
     config.name = f"bayesian_segnet-{variant}" if variant != "shapes" else "bayesian_segnet"
-    config.model.name = "bayesian_segnet_pascal" if variant == "voc2012" else "bayesian_segnet"
+    config.model.name = "bayesian_segnet"
     recipes.set_model(config, dropout=0.5)
-    if variant in ("camvid-release", "voc2012"):
+    if variant == "camvid-release":
         config.train.steps = 60_000
     if variant == "voc2012":
         voc2012(config)

@@ -35,11 +35,8 @@ def score_map(
     for left, top, right, bottom in islice(large, MOST):
         crop = resized(cut(image, (left, top, right, bottom), 0), (CROP, CROP))
         back = resized(np.asarray(scores(crop)), (bottom - top, right - left))
-        # All that the image and the box share; of the box from its own first row and column on.
-        rows, columns = slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
-        place = best[rows, columns]
-        inside = back[max(-top, 0) :, max(-left, 0) :][: place.shape[0], : place.shape[1]]
-        np.maximum(place, inside, out=place)
+        # The image as the box sees it: nothing where it does not reach.
+        np.maximum(best, cut(back, (-left, -top, width - left, height - top), 0), out=best)
     return best
 
 
