@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from fcn_jax import command_line, hosts, training
 from fcn_jax.errors import ConfigError
+from fcn_jax.preemption import Preemption
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.py or FILE.py:VARIANT.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; runs/<the config's name> by default.")
@@ -28,13 +29,14 @@ def main(arguments: Sequence[str]) -> None:
     if config is None:
         raise ConfigError("name an experiment: --config configs/fcn8s.py")
     if COORDINATOR.value is not None:
-        hosts.join(
-            COORDINATOR.value,
-            HOSTS.value,
-            HOST.value,
-            start_seconds=START_TIMEOUT.value,
-            heartbeat_seconds=HEARTBEAT.value,
-        )
+        with Preemption():
+            hosts.join(
+                COORDINATOR.value,
+                HOSTS.value,
+                HOST.value,
+                start_seconds=START_TIMEOUT.value,
+                heartbeat_seconds=HEARTBEAT.value,
+            )
     elif HOSTS.value is not None or HOST.value is not None:
         raise ConfigError("--hosts and --host need --coordinator")
     workdir = Path(WORKDIR.value or f"runs/{config.name}").expanduser()

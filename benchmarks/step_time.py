@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import files, flops, nets, peers, records, timing
+from benchmarks import files, nets, peers, records, timing
 from benchmarks.nets import CASES, Case
+from fcn_jax.plan import operations
 
 _EQUAL = 1e-5  # largest difference over largest value
 _SHOWN = ("case", "work", "data", "runner", "ratio", "seconds", "fastest", "slowest", "share", "difference", "note")
@@ -58,7 +59,7 @@ def main() -> None:
 def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[dict[str, Any]]:
     """The rows of one work on one case, ours first."""
     ours = nets.WORKS[work](case)
-    operations = flops.count(*_flat(ours.program()))
+    flops = _operations(*ours.program())
     begun = time.perf_counter()
     first = np.asarray(ours())
     cold = time.perf_counter() - begun
@@ -90,7 +91,7 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
             "work": work,
             "data": "synthetic",
             "runner": runner,
-            **_figures(spent, operations if runner == "fcn_jax" else None, rate),
+            **_figures(spent, flops if runner == "fcn_jax" else None, rate),
             "ratio": statistics.median(spent) / ours_seconds,
             "first_call": cold if runner == "fcn_jax" else None,
             "wait_share": None,
@@ -104,7 +105,7 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
 def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
     """Our own step fed by the loader, from files of the case's size; the waiting for data counts."""
     step = nets.OwnStep(case)
-    operations = flops.count(*_flat(step.program()))
+    flops = _operations(*step.program())
     with tempfile.TemporaryDirectory() as folder:
         files.write_pairs(Path(folder), 16, case.size)
         batches = files.our_batches(Path(folder), batch_size=case.images, augment={"flip": True})
@@ -121,7 +122,7 @@ def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
         "work": "own step",
         "data": "real",
         "runner": "fcn_jax",
-        **_figures(seconds, operations, rate),
+        **_figures(seconds, flops, rate),
         "ratio": 1.0,
         "first_call": None,
         "wait_share": sum(waits) / sum(seconds),
@@ -130,18 +131,19 @@ def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
     }
 
 
-def _figures(seconds: list[float], operations: int | None, rate: float) -> dict[str, Any]:
+def _figures(seconds: list[float], flops: float | None, rate: float) -> dict[str, Any]:
     """Seconds, and rates where the operations are known: those of our program, which need not be the peers'."""
     summary = timing.summary(seconds)
-    if operations is None:
+    if flops is None:
         return {**summary, "gflop": None, "gflops": None, "share": None}
-    achieved = operations / summary["seconds"] / 1e9
-    return {**summary, "gflop": operations / 1e9, "gflops": achieved, "share": achieved / rate}
+    achieved = flops / summary["seconds"] / 1e9
+    return {**summary, "gflop": flops / 1e9, "gflops": achieved, "share": achieved / rate}
 
 
-def _flat(program: tuple[Any, tuple[Any, ...]]) -> tuple[Any, ...]:
-    function, arguments = program
-    return function, *arguments
+def _operations(function: Any, arguments: tuple[Any, ...]) -> float:
+    """Of convolutions and matrix products as they are defined, whatever form a CPU computes them in."""
+    count = operations.count(function, *arguments, platform="tpu")
+    return count.convolutions + count.products
 
 
 def _noted(losses: list[float], result: Any) -> Any:

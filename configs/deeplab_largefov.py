@@ -11,7 +11,8 @@
     python train.py --config configs/deeplab_largefov.py:camvid-benchmark
                                                                       SegNet's comparison: 140,000 steps of 5 whole
                                                                       images; 53.9 mean IU on test (its paper, on 3,433
-                                                                      training images)
+                                                                      training images, of a net with batch norm and a
+                                                                      pool3 of stride 1, which this one is not)
 
 The release starts from a VGG-16 whose fc6 was thinned out to 3×3×1024 (vgg16_20M.caffemodel).
 """
@@ -36,8 +37,9 @@ def voc2012(config):
 def msc(config):
     voc2012(config)
     config.model.name = "deeplab_msc"
-    config.init.update(weights="", workdir="runs/deeplab_largefov-voc2012", skip=("fc8*",))
-    config.optim.frozen = ("conv*", "fc6", "fc7")
+    config.init.update(weights="", workdir="runs/deeplab_largefov-voc2012", skip=())
+    config.optim.frozen = ("conv*", "fc*")
+    config.optim.lr_multipliers = (("*/bias", 2.0), ("*_ms3", 10.0), ("*_ms3/bias", 20.0))
 
 
 def camvid_benchmark(config):

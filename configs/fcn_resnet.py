@@ -24,9 +24,11 @@ def voc2012(config):
     set_input(config, IMAGENET_INPUT)
     config.init.weights = WEIGHTS
     config.data.update(name="voc2012", root="data/VOCdevkit", train_split="train", val_split="val", batch_size=4)
-    # The shorter side from half of 520 to twice that. (They score images at 520; here they keep their own size.)
+    # The shorter side from half of 520 to twice that. (They score images at 520; here they keep their own size. Theirs
+    # fills what a crop lacks with black, on the right and below; here it is the mean colour, on all sides.)
     config.data.augment.update(flip=True, short_side=(260, 1040), crop=(480, 480))
-    config.optim.update(lr=1e-4, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9, warmup_steps=EPOCH)
+    config.optim.update(name="torch_sgd", lr=1e-4, momentum=0.9, weight_decay=1e-4, schedule="poly", power=0.9)
+    config.optim.update(warmup_steps=EPOCH, warmup_from=1e-3)
     config.optim.update(lr_multipliers=(("aux_classifier.*", 10.0),), decay_multipliers=())
     config.train.update(steps=30 * EPOCH, eval_every=EPOCH, checkpoint_every=EPOCH, log_every=20)
 
@@ -35,7 +37,7 @@ def coco(config):
     voc2012(config)
     config.init.update(weights="weights/resnet50.pth", skip=("backbone.fc", "classifier.*", "aux_classifier.*"))
     config.data.batch_size = 32
-    config.optim.update(lr=0.02, warmup_steps=0)
+    config.optim.update(lr=0.02, warmup_steps=0, warmup_from=0.0)
     config.train.steps = 30 * 1464 // 32
 
 

@@ -6,7 +6,8 @@
                                                                 authors' class weights
     python train.py --config configs/segnet.py:camvid-benchmark the paper's comparison of nets: 140,000 steps of 5, no
                                                                 class weights; 60.1 mean IU (paper, on 3,433 training
-                                                                images)
+                                                                images, with the dropout that
+                                                                configs/bayesian_segnet.py:camvid-benchmark has)
     python train.py --config configs/segnet.py:folder           one's own images
 
 From ImageNet's VGG-16. The release sees bytes, without a mean subtracted, and normalises by the batch; the statistics

@@ -56,7 +56,12 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
-        """Starts to save in the background; the state may be used on, donated too, when this returns."""
+        """Starts to save in the background; the state may be used on, donated too, when this returns.
+
+        It takes the place of a checkpoint of the same step; meanwhile there is the one before.
+        """
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
         items = {"params": state.params, "rest": {"step": state.step, "opt_state": state.opt_state}}
         if state.batch_stats:
             items["batch_stats"] = state.batch_stats

@@ -13,8 +13,10 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax import compilations
-from fcn_jax.errors import ConfigError, UserError, did_you_mean
+from fcn_jax.errors import ConfigError, HostLost, UserError, did_you_mean
 from fcn_jax.preemption import EXIT_CODE, Preempted
+
+CRASHED = 70  # EX_SOFTWARE of sysexits.h: a fault of ours, or of the machine's
 
 # What a field must be, by what Python says of text that it cannot read as that.
 _FORMS = {
@@ -27,7 +29,8 @@ _FORMS = {
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(arguments)`.
 
-    Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line; 75, Preempted, or one of several hosts lost.
+    Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line, or too little memory; 75, Preempted, or one
+    of several hosts lost; 70, anything else, with its traceback.
     """
 
     def guarded(arguments: Sequence[str]) -> int | None:
@@ -38,9 +41,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return EXIT_CODE
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return 1
+            return EXIT_CODE if isinstance(error, HostLost) else 1
         except jax.errors.JaxRuntimeError as error:
-            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            if "RESOURCE_EXHAUSTED" in str(error):
+                traceback.print_exc()
+                return 1
+            if jax.process_count() == 1:
                 raise
             # A collective fails where another host is gone: to be started again, as that one is.
             traceback.print_exc()
@@ -58,7 +64,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         # Compiling a step takes from seconds to minutes, for each image size anew; the next start finds it done.
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/fcn_jax/compiled").expanduser()))
     with compilations.told():
-        app.run(guarded, flags_parser=_parse)
+        try:
+            app.run(guarded, flags_parser=_parse)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(CRASHED)
 
 
 def experiment(flag: Any) -> Any:

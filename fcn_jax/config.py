@@ -29,6 +29,7 @@ PRECISIONS = ("default", "high", "highest")
 # What may differ between a run and its resumption: how long, when, and where things lie. Threads change no result.
 FREE_ON_RESUME = (
     *("train.steps", "train.log_every", "train.eval_every", "train.checkpoint_every"),
+    *("parallel.mode", "parallel.shard_state", "train.remat"),  # where and how it is computed, not what
     *("data.root", "data.cache", "data.threads", "data.voc.sbd_root", "data.voc.boxes_root"),
     "data.pascal_context.labels_root",
     *("init.workdir", "init.weights", "init.stream_workdirs", "loss.class_weights"),
@@ -124,6 +125,7 @@ def default() -> Config:
     config.optim.frozen = ()
     config.optim.schedule = "fixed"  # fixed, step, poly, cosine
     config.optim.warmup_steps = 0
+    config.optim.warmup_from = 0.0  # the share of the rate that the first step has; 0: one step's share of the warm-up
     config.optim.boundaries = ()  # step: at these steps …
     config.optim.gamma = 0.1  # … the rate is multiplied by this
     config.optim.power = 0.9  # poly
@@ -189,6 +191,7 @@ def validate(config: Config) -> None:
         ("train.pictures", config.train.pictures, 0),
         ("model.fc_width", config.model.fc_width, 0),
         ("optim.warmup_steps", config.optim.warmup_steps, 0),
+        ("optim.warmup_from", config.optim.warmup_from, 0),
         ("optim.clip_norm", config.optim.clip_norm, 0),
         ("optim.lr", config.optim.lr, 0),
         ("optim.weight_decay", config.optim.weight_decay, 0),
@@ -242,7 +245,7 @@ def validate(config: Config) -> None:
         raise ConfigError(f"init.skip={config.init.skip} needs init.weights or init.workdir, whose layers it names")
     if config.init.extra_channels and not config.init.weights:
         raise ConfigError("init.extra_channels says how a weight file's first layer grows, and init.weights names none")
-    plain_sgd = config.optim.name == "sgd" and not config.optim.clip_norm
+    plain_sgd = config.optim.name in ("sgd", "torch_sgd") and not config.optim.clip_norm
     if config.loss.normalization == "sum" and plain_sgd and config.optim.lr > 1e-6:
         raise ConfigError(
             f"optim.lr={config.optim.lr} with loss.normalization='sum' blows up: the gradient is summed over "

@@ -33,5 +33,9 @@ class CheckpointError(UserError):
     """A working directory that cannot be resumed or served as asked."""
 
 
+class HostLost(UserError):
+    """Another host cannot be reached: nothing is wrong with the command, it is to be run again."""
+
+
 class NonFiniteError(UserError):
     """Training met a NaN or an infinity."""

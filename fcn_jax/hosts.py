@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fcn_jax.errors import ConfigError, UserError
+from fcn_jax.errors import ConfigError, HostLost, UserError
 from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
@@ -32,7 +32,7 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
     `coordinator` is HOST:PORT of the first one, or `auto` where the environment tells everything (TPU slices, Slurm,
     Open MPI). Where the hosts do not come together within `start_seconds` the process ends with one line and exit code
     75. A host of which nothing is heard for `heartbeat_seconds` ends the others. Raises ConfigError for what cannot
-    work.
+    work, HostLost where the connection fails.
     """
     if coordinator != AUTO and (count is None or index is None or not 0 <= index < count):
         raise ConfigError(
@@ -64,10 +64,13 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
             index,
             initialization_timeout=start_seconds + 60,
             heartbeat_timeout_seconds=heartbeat_seconds,
+            # One that fails alone waits so long for the others, which notice only then.
+            shutdown_timeout_seconds=heartbeat_seconds,
         )
     except (ValueError, RuntimeError) as error:
         remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
-        raise ConfigError(f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}{remedy}") from None
+        kind = ConfigError if coordinator == AUTO or isinstance(error, ValueError) else HostLost
+        raise kind(f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}{remedy}") from None
     finally:
         timer.cancel()
 
@@ -86,16 +89,17 @@ def first_alone_speaks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A part of the start in which no host waits for others: where one meets a UserError, all end with it."""
-    fault: UserError | None = None
+    """A part of the start in which no host waits for others: where one meets an error, all end with it."""
+    fault: Exception | None = None
     try:
         yield
-    except UserError as error:
+    except Exception as error:
         fault = error
     if jax.process_count() > 1:
         told = np.zeros(_MESSAGE, np.uint8)
         if fault is not None:
-            text = str(fault).encode()[:_MESSAGE]
+            said = str(fault) if isinstance(fault, UserError) else f"{type(fault).__name__}: {fault}"
+            text = " ".join(said.split()).encode()[:_MESSAGE]
             told[: len(text)] = np.frombuffer(text, np.uint8)
         for host, message in enumerate(np.asarray(multihost_utils.process_allgather(told))):
             if fault is None and message.any():
@@ -117,6 +121,13 @@ def check_equal(text: str, what: str) -> None:
             f"{what} of host{'s' if len(others) > 1 else ''} {', '.join(map(str, others))} "
             f"differ{'s' if len(others) == 1 else ''} from that of host 0: start all with the same command"
         )
+
+
+def of_first(answer: Callable[[], bool]) -> bool:
+    """What the first host answers, on all of them; the others are not asked."""
+    with together():
+        said = is_first() and answer()
+    return bool(total([said])[0])
 
 
 def total(counts: Any) -> np.ndarray:

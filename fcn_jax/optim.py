@@ -1,8 +1,9 @@
 """What a gradient does to the parameters: an Optax chain.
 
 `sgd` follows Caffe: `v = momentum·v + rate·multiplier·(gradient + decay·multiplier·w)`, `w −= v`. The rate is inside
-the momentum buffer, so a change of rate takes effect over the buffer's memory; that differs from PyTorch wherever the
-rate changes. Source: Caffe's sgd_solver.cpp (Normalize, Regularize, ComputeUpdateValue).
+the momentum buffer, so a change of rate takes effect over the buffer's memory. Source: Caffe's sgd_solver.cpp
+(Normalize, Regularize, ComputeUpdateValue). `torch_sgd` is PyTorch's, which differs wherever the rate changes:
+`v = momentum·v + gradient + decay·multiplier·w`, `w −= rate·multiplier·v`.
 
 Multipliers and frozen sets are rules: patterns, as of a shell, over names of layers (`fc6`) or parameters (`*/bias`).
 """
@@ -18,7 +19,7 @@ import optax
 from fcn_jax.errors import ConfigError
 
 SCHEDULES = ("fixed", "step", "poly", "cosine")
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "torch_sgd", "adamw")
 Rules = Iterable[tuple[str, float]]
 
 
@@ -34,6 +35,8 @@ def make_optimizer(fields: Any, total_steps: int, params: Any) -> optax.Gradient
     multiply = _by_rules(fields.lr_multipliers, lambda factor, u, p: u * factor)
     if fields.name == "sgd":
         steps = [decay, optax.scale_by_schedule(rate), multiply, optax.trace(fields.momentum)]
+    elif fields.name == "torch_sgd":
+        steps = [decay, optax.trace(fields.momentum), multiply, optax.scale_by_schedule(rate)]
     elif fields.name == "adamw":
         steps = [
             optax.scale_by_adam(b1=fields.momentum, b2=fields.beta2),
@@ -72,7 +75,11 @@ def make_schedule(fields: Any, total_steps: int) -> optax.Schedule:
             factor = (1 - done) ** fields.power
         else:  # cosine
             factor = (1 + jnp.cos(jnp.pi * done)) / 2
-        ramp = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
+        ramp = 1.0
+        if warmup and fields.warmup_from:
+            ramp = jnp.minimum(fields.warmup_from + (1 - fields.warmup_from) * step / warmup, 1.0)
+        elif warmup:
+            ramp = jnp.minimum((step + 1) / warmup, 1.0)
         return fields.lr * ramp * factor
 
     return rate

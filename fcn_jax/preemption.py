@@ -23,11 +23,12 @@ class Preempted(UserError):
 class Preemption:
     """While this context is open, the first SIGTERM only sets `asked`; a second one ends the process at once.
 
-    Outside of the main thread, where Python takes no signals, nothing is ever asked.
+    Until `worth_saving` is set there is nothing that would be lost, and the first one ends it, with EXIT_CODE. Outside
+    of the main thread, where Python takes no signals, nothing is ever asked.
     """
 
     def __init__(self):
-        self.asked = False
+        self.asked = self.worth_saving = False
         self._counted = 0
         self._open = False
 
@@ -60,5 +61,8 @@ class Preemption:
                     if self._counted > 1:
                         os._exit(128 + signal.SIGTERM)
                     # Not to stdout, where only the first of several hosts is heard.
+                    if not self.worth_saving:
+                        print("asked to leave (SIGTERM) before the first step", file=sys.stderr, flush=True)
+                        os._exit(EXIT_CODE)
                     line = "asked to leave (SIGTERM): saving after this step; a second signal ends it now"
                     print(line, file=sys.stderr, flush=True)

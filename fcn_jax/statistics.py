@@ -5,7 +5,7 @@ and variances of every layer are averaged over batches of the training set, run 
 SegNet-Tutorial, Scripts/compute_bn_statistics.py; DeconvNet, training/003_make_bn_layer_testable.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -13,10 +13,13 @@ import jax
 import numpy as np
 
 
-def over_batches(model: nn.Module, variables: Any, images: Iterable[Any]) -> Any:
+def over_batches(
+    model: nn.Module, variables: Any, images: Iterable[Any], stop: Callable[[], bool] = lambda: False
+) -> Any:
     """The `batch_stats` of a net: the mean over batches `[b h w c]` of their means and unbiased variances.
 
-    Dropout among the layers is off. Sums are float64. Raises ValueError without a batch.
+    Dropout among the layers is off. Sums are float64. None where `stop`, asked before each batch, breaks it off.
+    Raises ValueError without a batch.
     """
     # What is kept of the past is nothing, so that the running statistics are those of the batch.
     net: Any = model.clone(momentum=0.0)
@@ -30,6 +33,8 @@ def over_batches(model: nn.Module, variables: Any, images: Iterable[Any]) -> Any
     apply = jax.jit(statistics, out_shardings=jax.tree.map(lambda x: x.sharding, variables["batch_stats"]))
     total, count = None, 0
     for image in images:
+        if stop():
+            return None
         one = jax.tree.map(lambda x: np.asarray(x, np.float64), apply(variables, image))
         total = one if total is None else jax.tree.map(np.add, total, one)
         count += 1

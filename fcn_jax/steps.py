@@ -54,8 +54,9 @@ def make_train_step(
     auxiliary head's is added, times `auxiliary`. It is computed row block by row block where net and loss allow that
     and `fused` does not forbid it: logits of full size are then never held. With `at_scores` the coarse scores are
     scored, against the labels of the pixels that they are centred on, and nothing is up-sampled. With `accumulate` k
-    the batch is run as k parts after each other, for the same result in less memory, but that batch norm sees a part
-    at a time. `remat` is one of `ops.rematerialisation.POLICIES`: what is not kept for the backward pass.
+    the batch is run as k parts after each other, part j being examples j, j + k, …, for the same result in less
+    memory, but that batch norm sees a part at a time. `remat` is one of `ops.rematerialisation.POLICIES`: what is not
+    kept for the backward pass.
 
     The report holds `loss_sum` and `pixels` (what the loss counts), whose quotient is the mean loss, and
     `gradient_norms`, one for each parameter. A step that meets a non-finite loss or gradient reports so and leaves
@@ -103,7 +104,7 @@ def make_train_step(
                 total += weight * value / divisors[head].astype(value.dtype)
             return total, (sums, changed.get("batch_stats", {}))
 
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), batch)
+        parts = jax.tree.map(partial(_dealt, parts=accumulate), batch)
         images = over_devices(jnp.asarray(batch["image"].shape[0], jnp.int32))
         counts = over_devices(_counts(model, loss, parts["label"]))
         divisors = {head: _divisors(normalization, images, each) for head, each in counts.items()}
@@ -138,6 +139,15 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state), report
 
     return train_step
+
+
+def _dealt(x: jax.Array, parts: int) -> jax.Array:
+    """`[b …]` as `[parts b/parts …]`: every so many-th example belongs to one part.
+
+    Devices hold neighbours of the global batch, and so each holds its share of every part, the same part from any
+    number of devices.
+    """
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _learned(optimizer: optax.GradientTransformation, sound: jax.Array, *operands: Any) -> tuple[Any, Any]:

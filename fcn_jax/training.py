@@ -50,8 +50,13 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
 
     With `profile` a trace of a few early steps is written for TensorBoard. Raises UserErrors for what cannot work,
     before the first step where it can be known, and NonFiniteError when the loss stops being a number. On SIGTERM it
-    saves and raises Preempted.
+    saves and raises Preempted; before the first step there is nothing to save, and the process ends at once.
     """
+    with Preemption() as preemption:
+        return _train(config, workdir, profile, preemption)
+
+
+def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: Preemption) -> state.TrainState:
     with hosts.together():
         experiment.validate(config)
         if config.deterministic:
@@ -72,14 +77,17 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
     with (
         hosts.first_alone_speaks(),
         workdirs.claimed(workdir, config, info),
-        Preemption() as preemption,
         Checkpoints(workdir) as checkpoints,
     ):
         asked = hosts.Asked(mesh)
-        start = checkpoints.latest_step() or 0
+        start, last = checkpoints.latest_step() or 0, config.train.steps
         like = assembly.abstract_state(mesh)
-        if start >= config.train.steps:
-            print(f"{workdir}: finished at step {start} of {config.train.steps}; nothing to do")
+        # Whether the run left in the middle of what follows a step.
+        unscored = report.due(start, config.train.eval_every, last) and not hosts.of_first(
+            lambda: report.holds(workdir, start, "val/mean_iou")
+        )
+        if start >= last and not unscored:
+            print(f"{workdir}: finished at step {start} of {last}; nothing to do")
             return checkpoints.restore(start, like)
         _print_start(config, workdir, mesh, per_device, train_source, val_source, abstract["params"])
         if start:
@@ -90,6 +98,10 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
             current = parallel.put_state(assembly.begin(variables), mesh, config.parallel.shard_state)
 
         mode = config.parallel.mode
+
+        def stop() -> bool:
+            return asked(preemption.asked)
+
         train_step = assembly.compiled_train_step(mesh, class_weights)
         eval_step = parallel.wrap_step(
             steps.make_eval_step(model), mesh, mode, donate_state=False, shard_state=config.parallel.shard_state
@@ -107,7 +119,53 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
         )
         with report.Reporter(workdir, start, active=hosts.is_first()) as reporter:
             progress = Progress(config, reporter, optim.parameter_names(abstract["params"]), schedule)
-            last = config.train.steps
+
+            def leave(step: int) -> Preempted:
+                return Preempted(f"{workdir}: left after step {step} of {last}; {_GO_ON}")
+
+            def look(step: int, current: state.TrainState) -> tuple[state.TrainState, float | None]:
+                """The state to be kept and its val mean IU, NaN where no pixel is labelled, None if asked to leave."""
+                used = current
+                with progress.paused(current):
+                    if step == last and config.train.statistics_batches and current.batch_stats:
+                        used = _with_exact_statistics(config, model, current, train_source, spec, mesh, stop)
+                    results = None
+                    if used is not None:
+                        results = evaluation.evaluate_net(
+                            eval_step,
+                            used.variables,
+                            val_source,
+                            spec,
+                            mesh,
+                            mode,
+                            # As many at a time as a training step holds, which is what memory is known to do for.
+                            batch_size=config.data.batch_size // config.optim.accumulate,
+                            threads=config.data.threads,
+                            stop=stop,
+                        )
+                    if used is None or results is None:
+                        print(f"the evaluation after step {step} was broken off")
+                        return current, None
+                    mean_iou = progress.write_scores(step, results)
+                if step == last:
+                    # Before the last checkpoint: with it a run is finished, and is not looked at again.
+                    _write_pictures(config, workdir, model, used.variables, mesh, val_source, reporter)
+                return used, mean_iou
+
+            def save(step: int, current: state.TrainState, mean_iou: float | None) -> None:
+                with progress.paused(current):
+                    progress.check_parameters(step, current)
+                # Without a labelled pixel in the split there is no score to rank the checkpoint by. Before the
+                # statistics of the training set there is none either: the net is not the one to be used.
+                scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
+                checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None)
+
+            preemption.worth_saving = True
+            if unscored:
+                current, mean_iou = look(start, current)
+                if mean_iou is None:
+                    raise leave(start)
+                save(start, current, mean_iou)
             for step in range(start + 1, last + 1):
                 if profile and step == min(start + 3, last):
                     jax.profiler.start_trace(str(workdir))
@@ -128,43 +186,14 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
                     profile = False
                     print(f"wrote a trace of steps {min(start + 3, last)} to {step} into {workdir}/plugins/profile")
 
-                if step == last and config.train.statistics_batches and current.batch_stats:
-                    with progress.paused(current):
-                        current = _with_exact_statistics(config, model, current, train_source, spec, mesh)
-
-                mean_iou = None
-                if report.due(step, config.train.eval_every, last):
-                    with progress.paused(current):
-                        results = evaluation.evaluate_net(
-                            eval_step,
-                            current.variables,
-                            val_source,
-                            spec,
-                            mesh,
-                            mode,
-                            # As many at a time as a training step holds, which is what memory is known to do for.
-                            batch_size=config.data.batch_size // config.optim.accumulate,
-                            threads=config.data.threads,
-                            stop=lambda: asked(preemption.asked),
-                        )
-                        mean_iou = progress.write_scores(step, results) if results else None
-                    if mean_iou is None:
-                        print(f"the evaluation after step {step} was broken off")
-                        if step == last:  # with its checkpoint the run would be finished
-                            raise Preempted(f"{workdir}: left before the end of step {step}; {_GO_ON}")
-                if step == last:
-                    # Before the last checkpoint: with it a run is finished, and is not looked at again.
-                    _write_pictures(config, workdir, model, current.variables, mesh, val_source, reporter)
-                leaving = asked(preemption.asked) and step < last
-                if mean_iou is not None or leaving or report.due(step, config.train.checkpoint_every, last):
-                    with progress.paused(current):
-                        progress.check_parameters(step, current)
-                        # Without a labelled pixel in the split there is no score to rank the checkpoint by.
-                    # Before the statistics of the training set there is none either: the net is not the one to be used.
-                    scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
-                    checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None)
+                mean_iou, looked_at = None, report.due(step, config.train.eval_every, last)
+                if looked_at:
+                    current, mean_iou = look(step, current)
+                leaving = (stop() and step < last) or (looked_at and mean_iou is None)
+                if looked_at or leaving or report.due(step, config.train.checkpoint_every, last):
+                    save(step, current, mean_iou)
                 if leaving:
-                    raise Preempted(f"{workdir}: left after step {step} of {last}; {_GO_ON}")
+                    raise leave(step)
     if hosts.is_first():  # with everything on disk
         print(f"finished: {workdir}")
     return current
@@ -202,8 +231,11 @@ def initial_variables(
     return variables
 
 
-def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.TrainState:
-    """The state with batch norm's statistics computed over training batches by the final parameters."""
+def _with_exact_statistics(config, model, current, source, spec, mesh, stop) -> state.TrainState | None:
+    """The state with batch norm's statistics computed over training batches by the final parameters.
+
+    None where `stop`, asked before each batch, breaks it off.
+    """
     batches = loader.train_batches(
         source,
         config.data.augment,
@@ -221,7 +253,9 @@ def _with_exact_statistics(config, model, current, source, spec, mesh) -> state.
         parallel.put_batch({"image": batch["image"]}, mesh, "mesh")["image"]
         for batch in itertools.islice(batches, count)
     )
-    exact = statistics.over_batches(model, parallel.whole(current.variables, mesh), images)
+    exact = statistics.over_batches(model, parallel.whole(current.variables, mesh), images, stop)
+    if exact is None:
+        return None
     print(f"batch norm's statistics computed over {count} batches")
     return dataclasses.replace(current, batch_stats=parallel.put_state(exact, mesh, config.parallel.shard_state))
 

@@ -117,8 +117,10 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: photo.png: no such file\n"
     command_line.run(lambda arguments: None)
     assert ends == [1, None]
-    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+    with pytest.raises(SystemExit) as end:  # a bug keeps its traceback
         command_line.run(lambda arguments: 1 // 0)
+    assert end.value.code == command_line.CRASHED
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_words_that_belong_to_no_flag():

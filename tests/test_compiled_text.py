@@ -39,6 +39,10 @@ ENTRY %main (image: bf16[1,8,8,128], kernel: bf16[3,3,128,128], scores: f32[4,5,
   %image = bf16[1,8,8,128]{3,2,1,0:T(8,128)(2,1)} parameter(0)
   %kernel = bf16[3,3,128,128]{3,2,1,0:T(8,128)(2,1)} parameter(1)
   %scores = f32[4,5,21]{2,1,0:T(8,128)} parameter(2)
+  %a = f32[128]{0:T(128)S(1)} parameter(3)
+  %b = f32[3,3,128,128]{3,2,1,0:T(8,128)S(1)} parameter(4)
+  %c = f32[]{:T(128)S(1)} parameter(5)
+  %all = f32[256]{0:T(128)S(1)} all-gather(%a), dimensions={0}
   %copy.1 = f32[4,5,21]{0,1,2:T(8,128)} copy(%scores), metadata={op_name="jit(step)/transpose"}
   %features = f32[1,8,8,128]{3,2,1,0:T(8,128)} fusion(%image, %kernel), kind=kOutput, calls=%fused_convolution
   %start = (s32[]{:T(128)}, f32[16,8,128]{2,1,0:T(8,128)}) custom-call(), custom_call_target="AllocateBuffer"
@@ -68,7 +72,11 @@ def test_traffic_is_of_what_runs_by_kind(text):
 
 
 def test_collectives_count_their_values(text):
-    assert text.collectives() == [Collective("all-reduce", 1, 4 * (128 + 9 * 128 * 128 + 1))]
+    """What each device gives: of what is gathered its own part."""
+    assert text.collectives() == [
+        Collective("all-gather", 1, 4 * 128),
+        Collective("all-reduce", 1, 4 * (128 + 9 * 128 * 128 + 1)),
+    ]
 
 
 def test_copies_and_padding_name_their_origin(text):

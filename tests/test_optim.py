@@ -19,7 +19,7 @@ def fields(**changes) -> ConfigDict:
     group = {
         "name": "sgd", "lr": 0.1, "momentum": 0.9, "beta2": 0.999, "weight_decay": 0.0,
         "lr_multipliers": (), "decay_multipliers": (), "frozen": (), "schedule": "fixed", "warmup_steps": 0,
-        "boundaries": (), "gamma": 0.1, "power": 0.9, "clip_norm": 0.0,
+        "warmup_from": 0.0, "boundaries": (), "gamma": 0.1, "power": 0.9, "clip_norm": 0.0,
     }  # fmt: skip
     return ConfigDict(group | changes)
 
@@ -79,6 +79,21 @@ def test_sgd_is_caffes():
     assert_trajectory(run(group, len(rates))[0], wanted)
 
 
+def test_torch_sgd_has_the_rate_outside():
+    group = fields(
+        name="torch_sgd", weight_decay=0.05, schedule="step", boundaries=(2,), gamma=0.1,
+        lr_multipliers=(("fc6/*", 10.0),), decay_multipliers=(("*/bias", 0.0),),
+    )  # fmt: skip
+    w, v, wanted = by_name(draw(0)), zeros(), []
+    for step, rate in enumerate([0.1, 0.1, 0.01, 0.01]):
+        g = by_name(draw(step + 1))
+        for name in NAMES:
+            v[name] = 0.9 * v[name] + g[name] + (0 if name.endswith("bias") else 0.05) * w[name]
+            w[name] = w[name] - rate * (10 if name.startswith("fc6") else 1) * v[name]
+        wanted.append(dict(w))
+    assert_trajectory(run(group, 4)[0], wanted)
+
+
 def test_adamw():
     group = fields(
         name="adamw", lr=0.01, weight_decay=0.1, schedule="poly", power=1.0, warmup_steps=2,
@@ -112,6 +127,7 @@ def test_adamw():
         ({"schedule": "poly", "power": 1.0, "warmup_steps": 20}, {10: 1.1, 20: 2, 60: 1, 100: 0}),
         ({"schedule": "step", "boundaries": (10,), "warmup_steps": 5}, {4: 2, 9: 2, 10: 0.2}),
         ({"schedule": "cosine", "warmup_steps": 100}, {99: 2, 100: 2}),
+        ({"schedule": "poly", "power": 1.0, "warmup_steps": 20, "warmup_from": 0.25}, {0: 0.5, 10: 1.25, 20: 2, 60: 1}),
     ],
 )
 def test_schedules(changes, values):
@@ -147,7 +163,7 @@ def test_frozen_parameters_stay_and_hold_no_buffers(name):
         held = parameter.startswith(("conv1", "up"))
         assert np.array_equal(trajectory[-1][parameter], start[parameter]) == held, parameter
     buffers = [leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim]
-    assert buffers == [(2,), (3, 2)] * (1 if name == "sgd" else 2)
+    assert buffers == [(2,), (3, 2)] * (2 if name == "adamw" else 1)
 
 
 def test_the_last_matching_rule_holds():
@@ -176,7 +192,7 @@ def test_a_pattern_that_matches_nothing_is_refused(field):
 
 
 def test_names_that_are_none_are_refused_at_once():
-    with pytest.raises(ConfigError, match=r"optim\.name: no optimizer 'adam'; there are sgd, adamw"):
+    with pytest.raises(ConfigError, match=r"optim\.name: no optimizer 'adam'; there are sgd, torch_sgd, adamw"):
         optim.make_optimizer(fields(name="adam"), 10, draw(0))
     with pytest.raises(ConfigError, match=r"optim\.schedule: no 'linear'; there are fixed, step, poly, cosine"):
         optim.make_optimizer(fields(schedule="linear"), 10, draw(0))

@@ -127,12 +127,14 @@ class TestBatchNorm:
     """In float64, a net whose statistics are of the whole batch wherever its images lie."""
 
     @staticmethod
-    def run(layout, remat="none"):
+    def run(layout, remat="none", normalization="valid_mean"):
         with jax.enable_x64(True):
             model = models.create("segnet_basic", CLASSES, width=1 / 16, dtype=np.float64)
             variables = jax.tree.map(lambda x: x.astype(np.float64), jax.device_get(state.init_variables(model, 0)))
             optimizer = optax.sgd(0.1, momentum=0.9)
-            train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", remat=remat)
+            train_step = steps.make_train_step(
+                model, optimizer, normalization=normalization, remat=remat, accumulate=layout[2]
+            )
             begun = state.create(variables["params"], optimizer, variables["batch_stats"])
             return jax.device_get(run(train_step, begun, layout, 5, np.float64)[0])
 
@@ -149,6 +151,12 @@ class TestBatchNorm:
     @pytest.mark.parametrize("remat", ["convolutions", "blocks"])
     def test_is_the_same_where_it_is_computed_again(self, reference, layout, remat):
         self.check(reference, self.run(layout, remat))
+
+    def test_parts_are_the_same_on_any_devices(self):
+        """Each normalises by its own images, and divides by its own pixels."""
+        wanted = self.run((1, "mesh", 2), normalization="part_mean")
+        for layout in ((2, "pmap", 2), (4, "pmap", 2), (4, "mesh", 2)):
+            self.check(wanted, self.run(layout, normalization="part_mean"))
 
     @staticmethod
     def check(reference, found):

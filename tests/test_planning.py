@@ -8,23 +8,17 @@ from pathlib import Path
 
 import jax
 import pytest
+from counting_compiler import ONE_SUM, CountingCompiler
 
 from fcn_jax import parallel
 from fcn_jax.config import default
 from fcn_jax.errors import ConfigError, UserError
-from fcn_jax.plan import operations, planning, program, published, slices, tables
+from fcn_jax.plan import planning, program, slices, tables
 from fcn_jax.plan.compiled_text import CompiledText
-from fcn_jax.plan.program import Memory, Program, TooLarge
-from fcn_jax.plan.roofline import all_reduce_seconds
+from fcn_jax.plan.program import TooLarge
+from fcn_jax.plan.roofline import collective_seconds
 
 ROOT = Path(__file__).parents[1]
-# One all-reduce of 1,000 values; a step moves nothing else that matters here.
-TEXT = """HloModule step
-ENTRY %main (x: f32[1000]) -> f32[1000] {
-  %x = f32[1000]{0:T(1024)} parameter(0)
-  ROOT %sum = f32[1000]{0:T(1024)} all-reduce(%x), to_apply=%add
-}
-"""
 
 
 @pytest.fixture
@@ -37,39 +31,24 @@ def config():
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Plans for v5e without its compiler: on this machine's devices, and a GiB beside half a GiB an image."""
-    compiled = []
-
-    def compile_step(assembly, mesh, size, per_device, class_weights=None, remember=None):
-        compiled.append((size, per_device))
-        temporaries = per_device * 2**29
-        memory = Memory(2**28, 0, 2**28, per_device, 2**29 + per_device, temporaries, 0, 2**29)
-        if memory.total > slices.CHIPS["v5e"].memory:
-            raise TooLarge("17.0 GiB needed")
-        return Program(per_device, memory, TEXT, 0.0)
-
-    def count(function, *arguments, platform):
-        return operations.Operations(1e9, 1e8, 1e7, 2e9).times(arguments[1]["image"].shape[0])
-
-    monkeypatch.setattr(planning, "compile_step", compile_step)
-    monkeypatch.setattr(operations, "count", count)
-    monkeypatch.setattr(published, "forward", lambda model, size, train=False: 1e9)
-    monkeypatch.setattr(slices, "devices", lambda part: jax.devices()[: part.device_count])
-    return compiled
+def compiler(monkeypatch):
+    """Plans for v5e without its compiler."""
+    compiler = CountingCompiler()
+    compiler.install(monkeypatch)
+    return compiler
 
 
-def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, quick):
+def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, compiler):
     part = slices.parse("v5e:2x4")
     plan = planning.answer(planning.ask(config, part, size="64x64"))
-    assert quick[0] == ((64, 64), 2)  # 16 images on 8 devices
+    assert compiler.asked[0] == ("fcn32s", (64, 64), 2)  # 16 images on 8 devices
     assert plan["largest"]["images_a_device"] == 29  # 1 GiB and 29.5 halves of one
     assert plan["largest_step"]["images_a_step"] == 29 * 8
     assert plan["step"]["memory"]["largest"] == "temporaries"
     assert plan["step"]["collectives"] == [{"kind": "all-reduce", "count": 1, "size": 4000}]
     rows = {row["topology"]: row for row in plan["slices"]}
     assert [name for name, row in rows.items() if not row["derived"]] == ["v5e:2x4"]
-    assert rows["v5e:1x1"]["all_reduce"] == 0 < rows["v5e:16x16"]["all_reduce"]
+    assert rows["v5e:1x1"]["collectives"] == 0 < rows["v5e:16x16"]["collectives"]
     here = rows["v5e:2x4"]
     assert here["run_hours"] == pytest.approx(100 * here["step"] / 3600)
     assert here["run_chip_hours"] == pytest.approx(8 * here["run_hours"])
@@ -79,17 +58,18 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, quick):
     json.dumps(plan)
 
 
-def test_what_a_single_chip_would_sum_among_others_is_its_gradients(config, quick, monkeypatch):
+def test_what_a_single_chip_would_sum_among_others_is_its_gradients(config, compiler):
     """Its program has no collectives; what is derived for other slices has."""
-    monkeypatch.setitem(globals(), "TEXT", TEXT.replace("all-reduce(%x), to_apply=%add", "negate(%x)"))
+    compiler.text = ONE_SUM.replace("all-reduce(%x), to_apply=%add", "negate(%x)")
     plan = planning.answer(planning.ask(config, slices.parse("v5e:1x1"), size="64x64"))
-    assert plan["step"]["collectives"] == [] and plan["step"]["roofline"]["all_reduce"] == 0
-    rows = {row["topology"]: row["all_reduce"] for row in plan["slices"]}
+    assert plan["step"]["collectives"] == [] and plan["step"]["roofline"]["collectives"] == 0
+    rows = {row["topology"]: row["collectives"] for row in plan["slices"]}
     part = slices.parse("v5e:4x4")
-    assert rows["v5e:4x4"] == all_reduce_seconds(part, plan["step"]["memory"]["parameters"]) > rows["v5e:1x1"] == 0
+    gradients = plan["step"]["memory"]["parameters"]
+    assert rows["v5e:4x4"] == collective_seconds(part, "all-reduce", gradients) > rows["v5e:1x1"] == 0
 
 
-def test_a_batch_that_cannot_be_split_is_told_and_rounded_up(config, quick):
+def test_a_batch_that_cannot_be_split_is_told_and_rounded_up(config, compiler):
     config.data.batch_size = 1
     question = planning.ask(config, slices.parse("v5e:2x4"), size="64x64")
     assert question.per_device == 1
@@ -99,14 +79,14 @@ def test_a_batch_that_cannot_be_split_is_told_and_rounded_up(config, quick):
     assert planning.ask(config, slices.parse("v5e:2x4"), size="64x64").per_device == 3
 
 
-def test_what_does_not_fit_is_one_line_with_a_remedy(config, quick):
+def test_what_does_not_fit_is_one_line_with_a_remedy(config, compiler):
     config.data.batch_size = 8 * 64
     question = planning.ask(config, slices.parse("v5e:2x4"), size="64x64")
     with pytest.raises(UserError, match=r"does not fit v5e:2x4: 17.0 GiB needed, 15.75 GiB there; try fewer than 64"):
         planning.answer(question)
 
 
-def test_options_are_compared_in_all_combinations(config, quick):
+def test_options_are_compared_in_all_combinations(config, compiler):
     options = ["model.dtype=float32,bfloat16", "loss.fused=true,false", "data.batch_size=8"]
     found = dict(planning.compare(config, slices.parse("v5e:2x4"), options, "64x64", None))
     assert len(found) == 4 and "model.dtype=bfloat16, loss.fused=False, data.batch_size=8" in found
@@ -117,14 +97,30 @@ def test_options_are_compared_in_all_combinations(config, quick):
             list(planning.compare(config, slices.parse("v5e:2x4"), [wrong], "64x64", None))
 
 
-def test_a_sweep_doubles_until_it_does_not_fit(config, quick):
+def test_a_sweep_doubles_until_it_does_not_fit(config, compiler):
     steps = list(planning.sweep(planning.ask(config, slices.parse("v5e:2x4"), size="64x64")))
     assert [step["images_a_device"] for step in steps] == [1, 2, 4, 8, 16, 32]
     assert "memory" in steps[-2] and "do not fit" in steps[-1]["too_large"]
+    with pytest.raises(ConfigError, match="--sweep: the devices of local do not tell what memory they have"):
+        next(planning.sweep(planning.ask(config, slices.parse("local"), size="64x64")))
+
+
+def test_what_the_compiler_lets_pass_may_be_too_large(config, compiler, monkeypatch):
+    monkeypatch.setattr(compiler, "limit", float("inf"))
+    config.data.batch_size = 8 * 64
+    with pytest.raises(UserError, match=r"does not fit v5e:2x4: 33.0 GiB needed"):
+        planning.answer(planning.ask(config, slices.parse("v5e:2x4"), size="64x64"))
+
+
+def test_of_a_sharded_state_no_other_slices_are_derived(config, compiler):
+    config.parallel.update(mode="mesh", shard_state=True)
+    plan = planning.answer(planning.ask(config, slices.parse("v5e:2x4"), size="64x64"))
+    assert "slices" not in plan
+    assert not any("derived" in line for line in tables.plan_lines(plan))
 
 
 @pytest.mark.slow
-def test_the_step_is_compiled_for_the_devices_of_this_machine(config, fast_compilation):
+def test_the_step_is_compiled_for_the_devices_of_this_machine(config, fast_compilation, monkeypatch):
     """The real compiler, for CPUs: state, optimizer and batch are counted, and the state is given back in place."""
     config.data.batch_size = 8
     question = planning.ask(config, slices.parse("local"), size="32x32")
@@ -138,6 +134,12 @@ def test_the_step_is_compiled_for_the_devices_of_this_machine(config, fast_compi
         assert memory.optimizer >= memory.parameters
         assert memory.batch == 32 * 32 * (3 * 4 + 1) + 4
         assert memory.results < memory.parameters
+    whole = memory
+    monkeypatch.setattr(parallel, "_WORTH_SHARDING", 1)
+    question.assembly.config.parallel.shard_state = True
+    memory = question.compile().memory
+    assert 1 / 8 < memory.parameters / whole.parameters < 1 / 4 and memory.batch == whole.batch
+    assert memory.optimizer < whole.optimizer / 4 and memory.padding < 2**16
     plan = planning.answer(question)
     assert "roofline" not in plan["step"] and "slices" not in plan and plan["step"]["operations"]["convolutions"] > 0
 
@@ -179,8 +181,9 @@ def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
     for each in convolutions:
         assert text.operand_types(each) == {"bf16"}, each.origin
     kinds = {each.kind: each.size for each in text.collectives()}
-    # Every gradient is summed in float32, once.
-    assert set(kinds) == {"all-reduce"}
+    # Every gradient is summed in float32, once; of batch norm's statistics each device tells its own.
+    assert set(kinds) - {"all-gather"} == {"all-reduce"}
+    assert kinds.get("all-gather", 0) < 0.01 * kinds["all-reduce"]
     assert 1 <= kinds["all-reduce"] / compiled.memory.parameters < 1.1
     assert compiled.memory.results < 2**16  # the state is given back in place
 

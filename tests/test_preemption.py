@@ -1,5 +1,6 @@
 """SIGTERM: the run saves, leaves with a code of its own, and goes on bitwise where it left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -65,7 +66,7 @@ def test_after_a_step(monkeypatch, uninterrupted, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
-    """It is broken off, and its step is saved without a score; the last one's is not, as that would end the run."""
+    """It is broken off, and its step is saved without a score; the next start begins with that evaluation."""
     with monkeypatch.context() as patch:
         signal_in(patch, evaluation.parallel, "put_batch", lambda batch, *_: "index" not in batch)
         with pytest.raises(Preempted, match="left after step 6"):
@@ -74,10 +75,50 @@ def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
         assert max(steps_of(tmp_path)) == 6
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
             assert checkpoints.restore_params("best")[0] == 6  # for want of a score, the latest
-        with pytest.raises(Preempted, match="left before the end of step 12"):
+        # The evaluation of step 6 is begun, and broken off again.
+        with pytest.raises(Preempted, match="left after step 6"):
             train(tmp_path)
-        assert max(steps_of(tmp_path)) == 10
+    with monkeypatch.context() as patch:
+        after = []
+        signal_in(patch, evaluation.parallel, "put_batch", lambda batch, *_: "index" not in batch and after)
+        signal_in(patch, progress.Progress, "add", lambda self, step, *_: step == 12 and after.append(step))
+        with pytest.raises(Preempted, match="left after step 12"):
+            train(tmp_path)
+    assert max(steps_of(tmp_path)) == 12
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/mean_iou" in line] == [6]
     assert_goes_on(tmp_path, uninterrupted)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert [line["step"] for line in lines if "val/mean_iou" in line] == [6, 12]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.restore_params("best")[0] in (6, 12)
+    capsys.readouterr()
+    train(tmp_path)
+    assert "finished at step 12 of 12; nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_in_the_statistics_of_the_training_set(monkeypatch, tmp_path):
+    """They are computed at the next start, from the same parameters, and end as those of an undisturbed run."""
+    changes = {"model.name": "segnet", "model.fc_width": 0, "train.statistics_batches": 3, "train.steps": 3}
+    changes |= {"model.dropout": -1.0, "optim.name": "sgd", "optim.lr": 1e-3}
+
+    def train(workdir):
+        return jax.device_get(training.train(tiny.config(**FIELDS | changes), workdir))
+
+    wanted = train(tmp_path / "calm")
+    with monkeypatch.context() as patch:
+        signal_in(patch, training.parallel, "put_batch", lambda batch, *_: set(batch) == {"image"})
+        with pytest.raises(Preempted, match="left after step 3"):
+            train(tmp_path / "left")
+    assert max(steps_of(tmp_path / "left")) == 3
+    for a, b in zip(jax.tree.leaves(train(tmp_path / "left")), jax.tree.leaves(wanted), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    with Checkpoints(tmp_path / "left", read_only=True) as checkpoints:
+        saved = checkpoints.restore_variables("latest")[1]["batch_stats"]
+    for a, b in zip(jax.tree.leaves(saved), jax.tree.leaves(wanted.batch_stats), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 PROGRAM = """
@@ -85,6 +126,7 @@ import ctypes, os, signal, time
 from fcn_jax.preemption import Preemption
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
 with Preemption() as preemption:
+    preemption.worth_saving = {saving}
     os.kill(os.getpid(), signal.SIGTERM)
     while not preemption.asked:
         pass
@@ -103,10 +145,17 @@ with Preemption() as preemption:
 )
 def test_a_second_signal_ends_the_process_whatever_it_is_doing(then, code):
     """Also in a call out of Python, which its own handlers wait for. Other signals are left alone."""
-    command = [sys.executable, "-c", PROGRAM.format(then=then)]
+    command = [sys.executable, "-c", PROGRAM.format(then=then, saving=True)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("asked to leave (SIGTERM)")
+    assert done.stderr.startswith("asked to leave (SIGTERM): saving after this step")
+
+
+def test_where_nothing_is_to_be_saved_the_first_signal_ends_it():
+    command = [sys.executable, "-c", PROGRAM.format(then="ctypes.CDLL(None).sleep(60)", saving=False)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == preemption.EXIT_CODE
+    assert done.stderr == "asked to leave (SIGTERM) before the first step\n"
 
 
 def test_threads_take_no_signals():

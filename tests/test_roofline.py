@@ -2,19 +2,19 @@
 
 import pytest
 
-from fcn_jax.plan.roofline import all_reduce_seconds, roofline
+from fcn_jax.plan.roofline import collective_seconds, roofline
 from fcn_jax.plan.slices import parse
 
 
 def test_a_step_waits_for_the_slowest_and_then_for_the_sum():
-    line = roofline(parse("v5e:1x1"), passes=197e12, traffic=819e9 / 2, reduced=1e9)
-    assert (line.compute, line.memory, line.all_reduce) == (1.0, 0.5, 0.0)
+    line = roofline(parse("v5e:1x1"), passes=197e12, traffic=819e9 / 2, given={"all-reduce": 1e9})
+    assert (line.compute, line.memory, line.collectives) == (1.0, 0.5, 0.0)
     assert line.step == 1.0 and line.bound == "arithmetic"
-    assert roofline(parse("v5e:1x1"), 197e10, 819e9, 0).bound == "memory"
+    assert roofline(parse("v5e:1x1"), 197e10, 819e9, {}).bound == "memory"
 
 
 def test_each_of_two_cores_has_half_of_the_chip():
-    assert roofline(parse("v4:2x2x1"), passes=137.5e12, traffic=600e9, reduced=0).step == pytest.approx(1.0)
+    assert roofline(parse("v4:2x2x1"), passes=137.5e12, traffic=600e9, given={}).step == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,15 @@ def test_a_ring_is_used_both_ways_and_a_chain_once(topology, links):
     part = parse(topology)
     share = (part.chips - 1) / part.chips
     assert part.chip is not None
-    assert all_reduce_seconds(part, 1e9) == pytest.approx(2e9 * share / (links * part.chip.link_bandwidth))
+    assert collective_seconds(part, "all-reduce", 1e9) == pytest.approx(
+        2e9 * share / (links * part.chip.link_bandwidth)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [("all-gather", 15), ("reduce-scatter", 15 / 16), ("all-to-all", 15 / 16), ("collective-permute", 1)],
+)
+def test_what_is_gathered_passes_every_chip(kind, times):
+    """Sixteen chips in chains of four, of two links of 50 GB/s each."""
+    assert collective_seconds(parse("v5e:4x4"), kind, 1e9) == pytest.approx(times * 1e9 / 100e9)

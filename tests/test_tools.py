@@ -4,44 +4,20 @@ import json
 import sys
 from types import SimpleNamespace
 
-import jax
 import pytest
+from counting_compiler import CountingCompiler
 
 from fcn_jax.config import default
-from fcn_jax.plan import operations, planning, published, slices
-from fcn_jax.plan.program import Memory, Program, TooLarge
+from fcn_jax.plan import planning, slices
 from tools import plans_table, pod_check
-
-GIB = 2**30
-# One all-reduce of 1,000 values.
-TEXT = """HloModule step
-ENTRY %main (x: f32[1000]) -> f32[1000] {
-  %x = f32[1000]{0:T(1024)} parameter(0)
-  ROOT %sum = f32[1000]{0:T(1024)} all-reduce(%x), to_apply=%add
-}
-"""
 
 
 @pytest.fixture
-def compiled(monkeypatch):
-    """Nets in the order in which they were compiled, by a compiler for v5e that only counts: FCN-16s is too large."""
-    nets = []
-
-    def compile_step(assembly, mesh, size, per_device, class_weights=None, remember=None):
-        nets.append(assembly.config.model.name)
-        memory = Memory(GIB, 0, GIB, per_device, 2 * GIB + per_device, per_device * GIB // 2, 0, GIB)
-        if nets[-1] == "fcn16s" or memory.total > slices.CHIPS["v5e"].memory:
-            raise TooLarge("17.0 GiB needed")
-        return Program(per_device, memory, TEXT, 0.0)
-
-    def count(function, *arguments, platform):
-        return operations.Operations(1e12, 2e12, 5e12, 3e12)
-
-    monkeypatch.setattr(planning, "compile_step", compile_step)
-    monkeypatch.setattr(operations, "count", count)
-    monkeypatch.setattr(published, "forward", lambda model, size, train=False: 1e9)
-    monkeypatch.setattr(slices, "devices", lambda part: jax.devices()[: part.device_count])
-    return nets
+def compiler(monkeypatch):
+    """Plans for v5e without its compiler; FCN-16s is too large."""
+    compiler = CountingCompiler(too_large=["fcn16s"])
+    compiler.install(monkeypatch)
+    return compiler
 
 
 @pytest.fixture
@@ -66,43 +42,43 @@ def source(tmp_path, monkeypatch):
     return path
 
 
-def test_a_pod_check_compiles_what_it_does_not_know(compiled, printed, source):
+def test_a_pod_check_compiles_what_it_does_not_know(compiler, printed, source):
     arguments = (pod_check, "--topology=v5e:2x4", "fcn32s", "segnet_basic")
     code, lines = printed(*arguments)
-    assert code == 0 and compiled == ["fcn32s", "segnet_basic"]
-    assert [line.split()[0] for line in lines[1:3]] == compiled
+    assert code == 0 and compiler.nets == ["fcn32s", "segnet_basic"]
+    assert [line.split()[0] for line in lines[1:3]] == compiler.nets
     assert lines[3] == "2 of 2 fit v5e:2x4"
-    assert printed(*arguments) == (code, lines) and len(compiled) == 2
+    assert printed(*arguments) == (code, lines) and len(compiler.nets) == 2
     # Stopped while it wrote the second.
     results = source.parents[1] / "runs" / "pod_check.jsonl"
     results.write_text(results.read_text()[:-20])
     for _ in range(2):
-        assert printed(*arguments) == (code, lines) and compiled[2:] == ["segnet_basic"]
+        assert printed(*arguments) == (code, lines) and compiler.nets[2:] == ["segnet_basic"]
     # Another slice, other sources.
     printed(pod_check, "--topology=v5e:2x2", "fcn32s")
     source.write_text("a = 2\n")
     printed(pod_check, "--topology=v5e:2x4", "fcn32s")
-    assert compiled[3:] == ["fcn32s"] * 2
+    assert compiler.nets[3:] == ["fcn32s"] * 2
 
 
-def test_a_pod_check_fails_where_a_net_does(compiled, printed, source):
+def test_a_pod_check_fails_where_a_net_does(compiler, printed, source):
     """Again, too, when it is told from what was written down."""
     for _ in range(2):
         code, lines = printed(pod_check, "--topology=v5e:2x4", "fcn32s", "fcn16s")
-        assert code == 1 and compiled == ["fcn32s", "fcn16s"]
+        assert code == 1 and compiler.nets == ["fcn32s", "fcn16s"]
         assert lines[2].startswith("fcn16s ") and "does not fit v5e:2x4: 17.0 GiB needed" in lines[2]
         assert lines[3] == "1 of 2 fit v5e:2x4; not fcn16s"
 
 
 @pytest.mark.parametrize("argument", ["--topology=v9:2x4", "fcn9s"])
-def test_what_a_pod_check_cannot_mean_is_one_line(compiled, argument, monkeypatch, capsys):
+def test_what_a_pod_check_cannot_mean_is_one_line(compiler, argument, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pod_check.py", argument])
-    assert pod_check.main() == 1 and compiled == []
+    assert pod_check.main() == 1 and compiler.nets == []
     line = capsys.readouterr().err
     assert line.startswith("error: ") and argument in line and line.count("\n") == 1
 
 
-def test_a_plan_is_a_row_of_the_table(compiled, printed, tmp_path):
+def test_a_plan_is_a_row_of_the_table(compiler, printed, tmp_path):
     config = default()
     config.model.update(name="fcn32s", width=1 / 16, fc_width=16)
     config.data.update(name="voc2012", batch_size=16)
@@ -117,9 +93,9 @@ def test_a_plan_is_a_row_of_the_table(compiled, printed, tmp_path):
     # What was asked, the most that fits, slices that follow.
     assert [row["slice"] for row in found] == ["v5e:2x4", "v5e:2x4", "v5e:1x1", "v5e:16x16"]
     assert [row[""] for row in found] == ["compiled", "compiled", "derived", "derived"]
-    assert [row["images a chip"] for row in found] == ["2", "25", "2", "2"]
-    assert [row["memory, GiB"] for row in found] == ["4.00", "15.50", "4.00", "4.00"]
-    assert [row["largest batch a chip"] for row in found] == ["25 (compiled)", "", "25 (compiled)", "25 (compiled)"]
+    assert [row["images a chip"] for row in found] == ["2", "29", "2", "2"]
+    assert [row["memory, GiB"] for row in found] == ["2.00", "15.50", "2.00", "2.00"]
+    assert [row["largest batch a chip"] for row in found] == ["29 (compiled)", "", "29 (compiled)", "29 (compiled)"]
     asked = found[0]
     assert (asked["temporaries, GiB"], asked["TFLOP"]) == ("1.00", "3.00")
     assert (asked["least time"], asked["bound by"], asked["images/s at most"]) == ("15.2 ms", "arithmetic", "1,051")

@@ -101,7 +101,7 @@ NETS = {
         DEEPLAB | {"train.steps": 860, "optim.lr": 2e-3, "optim.frozen": FROZEN, "init.skip": ("conv5_*", "fc*")},
         start="FCN-8s",
     ),
-    "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 540, "model.width": 0.125, "optim.lr": 2e-2}),
+    "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 620, "model.width": 0.125, "optim.lr": 2e-2}),
 }
 COMMON = {"train.pictures": 0, "train.eval_every": 0, "train.checkpoint_every": 10_000, "data.shapes.val_images": 200}
 

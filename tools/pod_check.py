@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fcn_jax import models
@@ -82,6 +84,8 @@ def check(net: str, part: slices.Slice) -> dict[str, Any]:
         return planning.answer(planning.ask(config, part, remember=REMEMBERED), largest=False)["step"]
     except UserError as error:
         return {"too_large": str(error)}
+    except jax.errors.JaxRuntimeError as error:
+        return {"too_large": f"does not compile: {' '.join(str(error).split())[:300]}"}
 
 
 def version() -> str:

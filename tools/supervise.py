@@ -2,10 +2,10 @@
 
     python tools/supervise.py [--hosts 2] [--restarts 20] -- python train.py --config configs/fcn8s.py --workdir runs/a
 
-A run that was killed, lost a host, waited for one in vain, or was asked to leave (exit code 75) is started again and
-goes on from its newest checkpoint; one that failed for what a user has to mend (exit codes 1 and 2) is not. SIGTERM is
-passed on, and ends the supervisor with 75 when the run has saved and left. Where each host is a machine of its own, a
-supervisor on each starts its process, and the processes wait for each other.
+A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
+started again and goes on from its newest checkpoint; one that failed for what a user has to mend (1 and 2) is not.
+SIGTERM is passed on, and ends the supervisor with 75 when the run has saved and left. Where each host is a machine of
+its own, a supervisor on each starts its process, and the processes wait for each other.
 """
 
 import argparse
@@ -42,6 +42,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, pass_on)
     for attempt in range(options.restarts + 1):
         processes[:] = start(options.command, options.hosts)
+        if leaving:  # asked while they were started
+            pass_on(signal.SIGTERM, None)
         codes = wait(processes)
         print(f"attempt {attempt + 1}: exit codes {', '.join(map(str, codes))}", flush=True)
         if not any(codes):

@@ -103,7 +103,7 @@ class DeconvNet(nn.Module):
                 name = f"deconv{block}_{number}"
                 module = deconv(name, f"debn{block}_{number}", published, 3, 1)
                 x, grid = blobs[name] = nn.relu(module(x)), module.grid(grid)
-        x = Conv(self.num_classes, 1, **self._numbers(), name=SCORES)(x)
+        x = Conv(self.num_classes, 1, kernel_init=nn.initializers.normal(0.01), **self._numbers(), name=SCORES)(x)
         return blobs | {"seg-score": (x.astype(np.promote_types(x.dtype, np.float32)), grid)}
 
     def grids(self) -> dict[str, Grid]:

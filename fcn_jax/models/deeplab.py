@@ -17,8 +17,8 @@ Scores lie on the pixels 0, 8, 16 … exactly; the last resampling is linear bet
 labels of those pixels and up-samples nothing.
 
 The multi-scale variant (MSc) adds five branches, at the image and behind pool1 to pool4, each a 3×3 of stride 8, 4, 2,
-1 and 1 and a 1×1, 128 channels and dropout of a half each, which fc8 sees beside fc7. (The release scores every branch
-by itself and adds the scores: the same, but for five biases.) It is trained after the net without them, and alone.
+1 and 1 and a 1×1, 128 channels and dropout of a half each, and the scores of each branch to fc8's, as released; it is
+the same that fc8 sees them all beside fc7, as the paper has it. They are trained after the net without them, and alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ from fcn_jax.ops.grid import IMAGE, Grid
 from fcn_jax.ops.pooling import average_pool, max_pool
 from fcn_jax.ops.resampling import Resampling
 
-SCORES = "fc8_voc12"
+SCORES, COMBINED = "fc8_voc12", "fc8_combine"  # the sum over the branches of MSc
 STRIDE = 8
 POOL_STRIDES = (2, 2, 2, 1, 1)
 # What a branch of MSc steps over, to an eighth of the image.
@@ -76,7 +76,7 @@ class DeepLab(nn.Module):
         `example_index [b]` tells each example's place in the global batch.
         """
         taps = {name: x for name, (x, _) in self.blobs(image, train, example_index).items()}
-        logits = taps[SCORES]
+        logits = taps[COMBINED if self.multi_scale else SCORES]
         if upsample:
             logits = taps["fc8_interp"] = self.resampling(logits.shape[1:3], image.shape[1:3])(logits)
         return (logits, taps) if return_taps else logits
@@ -107,21 +107,20 @@ class DeepLab(nn.Module):
             module = self._conv(name, 1024, kernel_size, dilation * (kernel_size // 2), dilation)
             x, grid = nn.relu(module(x)), module.grid(grid)
             x, grid = blobs[name] = dropout(f"drop{name[2:]}", x), grid
+        blobs[SCORES] = self._scored(SCORES, x), grid
         if self.multi_scale:
-            x = jnp.concatenate([x, *self._branches(blobs, image, x.shape[1:3], dropout)], axis=-1)
-        scores = Conv(
-            self.num_classes,
-            1,
-            kernel_init=nn.initializers.normal(0.01),
-            dtype=self.dtype,
-            precision=self.precision,
-            name=SCORES,
-        )(x)
-        return blobs | {SCORES: (scores.astype(np.promote_types(scores.dtype, np.float32)), grid)}
+            self._add_branches(blobs, image, dropout)
+        return blobs
 
-    def _branches(self, blobs, image, size, dropout) -> list[jax.Array]:
-        """What MSc puts beside fc7: two layers at each scale, cut or filled to its map."""
-        outputs = []
+    def _scored(self, name: str, x: jax.Array) -> jax.Array:
+        init, numbers = nn.initializers.normal(0.01), {"dtype": self.dtype, "precision": self.precision}
+        scores = Conv(self.num_classes, 1, kernel_init=init, **numbers, name=name)(x)
+        return scores.astype(np.promote_types(scores.dtype, np.float32))
+
+    def _add_branches(self, blobs, image, dropout) -> None:
+        """MSc: two layers at each scale and their scores, cut or filled to the map of fc8's, and the sum of all."""
+        total, scores_grid = blobs[SCORES]
+        size = total.shape[1:3]
         for source, stride in BRANCHES.items():
             x, grid = (image, IMAGE) if source == "data" else blobs[source]
             for number, (kernel_size, step) in enumerate(((3, stride), (1, 1)), start=1):
@@ -131,8 +130,10 @@ class DeepLab(nn.Module):
                 x, grid = blobs[name] = dropout(f"drop_{name}", x), grid
             missing = [max(whole - n, 0) for whole, n in zip(size, x.shape[1:3], strict=True)]
             x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)), mode="edge")
-            outputs.append(x[:, : size[0], : size[1]])
-        return outputs
+            name = f"{source}_ms3"
+            scores, _ = blobs[name] = self._scored(name, x[:, : size[0], : size[1]]), scores_grid
+            total += scores
+        blobs[COMBINED] = total, scores_grid
 
     def grids(self) -> dict[str, Grid]:
         """The grid of every blob, by name: its stride, place and receptive field."""
@@ -153,7 +154,7 @@ class DeepLab(nn.Module):
 
     def class_layers(self) -> dict[str, tuple[str, ...]]:
         """By head ("" for the only one): the layers that have an output for each class."""
-        return {"": (SCORES,)}
+        return {"": (SCORES, *(f"{source}_ms3" for source in BRANCHES if self.multi_scale))}
 
     def layer_names(self) -> tuple[str, ...]:
         """The convolutions, in order, but the last."""

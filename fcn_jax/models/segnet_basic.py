@@ -6,7 +6,7 @@ released (SegNet-Tutorial, Models/segnet_basic_*.prototxt).
 All share one encoder: the input's local response normalisation, then four times a 7×7 convolution to 64 channels with
 batch norm, ReLU and a 2×2 pooling. What brings the map of stride 16 back to pixels, four times by two, is the row:
 
-    row                                   up-sampling             then                     encoder's maps    parameters
+    row                                   up-sampling             then                     pooled maps       parameters
     bilinear                              bilinear, fixed         –                        –                 0.61 M
     basic                                 unpooling               7×7, 64 to 64            –                 1.42 M
     encoder_addition                      unpooling               7×7, 64 to 64            added, 64         1.42 M
@@ -16,7 +16,9 @@ batch norm, ReLU and a 2×2 pooling. What brings the map of stride 16 back to pi
     fcn_no_dim_reduction                  8×8 learned, 64         –                        added, 64         1.66 M
     fcn_no_addition_no_dim_reduction      8×8 learned, 64         –                        –                 1.66 M
 
-Decoders have no ReLU. The release's convolutions have biases, the paper's none.
+The pooled maps are those of the encoder (figure 3: behind the pooling): pool3 meets what comes up from pool4, pool2 and
+pool1 the next two, and at the image's own size there is none. Decoders have no ReLU. The release's convolutions have
+biases, the paper's none.
 """
 
 import dataclasses
@@ -46,7 +48,7 @@ class Decoder:
 
     up: str  # "unpool", "bilinear" or "learned"
     convolution: str = ""  # behind it: "full", "single" (each channel alone) or none
-    addition: bool = False  # of the encoder's maps of that size
+    addition: bool = False  # of the encoder's pooled maps of that size
     scored: bool = False  # classes, not 64 channels, are brought up: the deepest map is scored first
 
 
@@ -133,8 +135,7 @@ class SegNetBasic(nn.Module):
         if decoder.scored:
             x, grid = blobs[score] = scored(score, x), grid
         for block in reversed(BLOCKS):
-            encoded, encoded_grid = blobs[f"conv{block}"]
-            size, name = encoded.shape[1:3], f"upsample{block}"
+            size, name = blobs[f"conv{block}"][0].shape[1:3], f"upsample{block}"
             if decoder.up == "unpool":
                 x, grid = unpool(x, places[block], size), grid.transposed_conv(2, 2)
             else:
@@ -148,10 +149,11 @@ class SegNetBasic(nn.Module):
                 features = x.shape[-1] if groups > 1 else channels_of(self, name, CHANNELS)
                 x, grid = normed(name, x, grid, features, groups)
                 x, grid = blobs[name] = dropped(name, x), grid
-            if decoder.addition:
-                encoded = scored(skips[len(BLOCKS) - block], encoded) if decoder.scored else encoded
-                x, encoded, grid = crop_to_overlap(x, grid, encoded, encoded_grid)
-                x, grid = blobs[f"fuse{block}"] = x + encoded, grid
+            if decoder.addition and block > 1:
+                pooled, pooled_grid = blobs[f"pool{block - 1}"]
+                pooled = scored(skips[len(BLOCKS) - block], pooled) if decoder.scored else pooled
+                x, pooled, grid = crop_to_overlap(x, grid, pooled, pooled_grid)
+                x, grid = blobs[f"fuse{block}"] = x + pooled, grid
         dropped.check(self.decoder)
         if decoder.scored:
             blobs["score"] = x, grid
@@ -179,8 +181,8 @@ class SegNetBasic(nn.Module):
     def class_layers(self) -> dict[str, tuple[str, ...]]:
         """By head ("" for the only one): the layers that have an output for each class."""
         decoder = DECODERS[self.decoder]
-        skips = [f"score_conv{block}" for block in reversed(BLOCKS)] if decoder.scored and decoder.addition else []
-        return {"": ("conv_classifier", *skips)}
+        scored = reversed(BLOCKS[:-1]) if decoder.scored and decoder.addition else ()
+        return {"": ("conv_classifier", *(f"score_pool{block}" for block in scored))}
 
     def layer_names(self) -> tuple[str, ...]:
         """The convolutions whose widths are free, in order."""

@@ -59,7 +59,10 @@ def main(arguments: Sequence[str]) -> None:
         _write({"topology": str(part), "latency": figures})
         return
     if SWEEP.value:
-        steps = list(planning.sweep(question))
+        steps = []
+        for step in planning.sweep(question):
+            print(f"compiled {step['images_a_device']} images a device", file=sys.stderr, flush=True)
+            steps.append(step)
         print("\n".join(tables.comparison_lines(steps, [str(step["images_a_device"]) for step in steps])))
         _write({"topology": str(part), "sweep": steps})
         return

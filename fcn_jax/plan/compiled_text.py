@@ -165,14 +165,13 @@ class CompiledText:
     def collectives(self) -> list[Collective]:
         """What devices send each other a step, by kind."""
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for _, instruction, times in self.run():
+        for computation, instruction, times in self.run():
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                arrays = instruction.arrays
-                if instruction.opcode.endswith("-start"):  # operands and results, side by side
-                    arrays = arrays[: max(len(instruction.operands), 1)]
+                scope = self.computations[computation]
+                given = [array for name in instruction.operands if name in scope for array in scope[name].arrays]
                 counts[kind][0] += times
-                counts[kind][1] += times * sum(array.values for array in arrays)
+                counts[kind][1] += times * sum(array.values for array in given)
         return [Collective(kind, *both) for kind, both in counts.items()]
 
     def operand_types(self, instruction: Instruction) -> set[str]:

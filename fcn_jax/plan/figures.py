@@ -1,6 +1,7 @@
 """A plan as a tree of figures, which is also what `--json` writes; all of one device unless it says otherwise."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,18 +65,20 @@ def memory(program: Program, part: Slice) -> dict[str, Any]:
     return parts | {"largest": largest}
 
 
-def times(part: Slice, figures: dict[str, Any], images: int, reduced: int | None = None) -> dict[str, Any]:
+def times(
+    part: Slice, figures: dict[str, Any], images: int, given: Mapping[str, float] | None = None
+) -> dict[str, Any]:
     """The roofline of a step on a slice, in seconds, and images a second of the whole slice.
 
-    `reduced` are the bytes that its devices sum, those of the program's collectives unless given.
+    `given` are the bytes that each device gives into collectives, by kind: those of the program, if not others.
     """
-    if reduced is None:
-        reduced = sum(each["size"] for each in figures["collectives"])
-    line = roofline(part, figures["operations"]["passes"], sum(figures["traffic"].values()), reduced)
+    if given is None:
+        given = {each["kind"]: each["size"] for each in figures["collectives"]}
+    line = roofline(part, figures["operations"]["passes"], sum(figures["traffic"].values()), given)
     return {
         "arithmetic": line.compute,
         "memory": line.memory,
-        "all_reduce": line.all_reduce,
+        "collectives": line.collectives,
         "step": line.step,
         "bound": line.bound,
         "images_per_second": images / line.step,
@@ -83,24 +86,25 @@ def times(part: Slice, figures: dict[str, Any], images: int, reduced: int | None
 
 
 def of_slices(part: Slice, figures: dict[str, Any], images: int) -> list[dict[str, Any]]:
-    """The same step on slices of 1 to 256 chips, derived: each device does what it does here, the sum is another.
+    """The same step on slices of 1 to 256 chips, derived: each device does what it does here, the collectives
+    are others.
 
     `images` are those of the whole run. A single device has no collectives: what several would sum is taken to be one
     gradient for each parameter.
     """
     assert part.chip is not None
-    reduced = figures["memory"]["parameters"] if part.device_count == 1 else None
+    given = {"all-reduce": figures["memory"]["parameters"]} if part.device_count == 1 else None
     rows = []
     for other in slices.family(part.chip):
         step_images = figures["images_a_device"] * other.device_count
-        line = times(other, figures, step_images, reduced)
+        line = times(other, figures, step_images, given)
         hours = images / line["images_per_second"] / 3600
         rows.append(
             {
                 "topology": str(other),
                 "chips": other.chips,
                 "images_a_step": step_images,
-                "all_reduce": line["all_reduce"],
+                "collectives": line["collectives"],
                 "step": line["step"],
                 "bound": line["bound"],
                 "images_per_second": line["images_per_second"],

@@ -92,7 +92,7 @@ def answer(
     start = time.monotonic()
     config, part, mesh = question.assembly.config, question.part, question.mesh
     try:
-        program = question.compile()
+        program = _fitting(question, question.per_device)
     except TooLarge as shortage:
         smaller = (
             f"fewer than {question.per_device} images a device (data.batch_size)"
@@ -121,7 +121,9 @@ def answer(
     if part.chip is not None:
         images = config.train.steps * config.data.batch_size
         plan["run"] = {"images": images, "steps": config.train.steps, "batch_size": config.data.batch_size}
-        plan["slices"] = figures.of_slices(part, plan["step"], images)
+        # Of a sharded state each device of another slice has another share.
+        if not config.parallel.shard_state:
+            plan["slices"] = figures.of_slices(part, plan["step"], images)
     if largest and question.available:
         found = largest_batch(
             question.compile,
@@ -143,12 +145,25 @@ def latency(question: Question) -> dict[str, Any]:
     return figures.of_prediction(question.assembly, question.part, question.size, program)
 
 
+def _fitting(question: Question, share: int) -> Program:
+    """The step for so many images on each device. Raises TooLarge, also where only its figures tell that."""
+    program = question.compile(share)
+    if question.available and program.memory.total > question.available:
+        raise TooLarge(f"{program.memory.total / 2**30:.1f} GiB needed")
+    return program
+
+
 def sweep(question: Question) -> Iterator[dict[str, Any]]:
-    """The steps of one part, two, four … images a device, until they do not fit."""
+    """The steps of one part, two, four … images a device, until they do not fit.
+
+    Raises ConfigError where devices do not tell what they hold, and any step would fit.
+    """
+    if not question.available:
+        raise ConfigError(f"--sweep: the devices of {question.part} do not tell what memory they have; name a slice")
     share = question.multiple
     while True:
         try:
-            yield _figures(question, question.compile(share))
+            yield _figures(question, _fitting(question, share))
         except TooLarge as shortage:
             yield {"images_a_device": share, "too_large": f"{share} images a device do not fit: {shortage}"}
             return

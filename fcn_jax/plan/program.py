@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -96,7 +97,7 @@ def compile_step(
         "parameters": _bytes(state.params),
         "statistics": _bytes(state.batch_stats),
         "optimizer": _bytes(state.opt_state),
-        "batch": _bytes(batch) // mesh.size,
+        "batch": _bytes(batch),
     }
     lowered = assembly.compiled_train_step(mesh, class_weights).lower(state, batch)
     return _compile(lowered, mesh, held, per_device, remember)
@@ -173,7 +174,13 @@ def _keep(path: Path, known: dict[str, Any]) -> None:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    """On each device, of shapes that lie on some."""
+
+    def held(leaf: Any) -> int:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+    return sum(map(held, jax.tree.leaves(tree)))
 
 
 def _shortage(message: str) -> str:

@@ -5,6 +5,7 @@ estimates for its own program is no measure of it and is not looked at.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from fcn_jax.plan.slices import Chip, Slice
 
@@ -15,42 +16,44 @@ class Roofline:
 
     compute: float
     memory: float
-    all_reduce: float
+    collectives: float
 
     @property
     def step(self) -> float:
         """Arithmetic and traffic overlap; gradients are summed when both are done."""
-        return max(self.compute, self.memory) + self.all_reduce
+        return max(self.compute, self.memory) + self.collectives
 
     @property
     def bound(self) -> str:
         """What the step waits for."""
-        return max((self.compute, "arithmetic"), (self.memory, "memory"), (self.all_reduce, "all-reduce"))[1]
+        return max((self.compute, "arithmetic"), (self.memory, "memory"), (self.collectives, "collectives"))[1]
 
 
-def roofline(part: Slice, passes: float, traffic: float, reduced: float) -> Roofline:
-    """Of a step with these bfloat16 passes, bytes of memory traffic and bytes summed over devices, on each device."""
+def roofline(part: Slice, passes: float, traffic: float, given: Mapping[str, float]) -> Roofline:
+    """Of a step with these bfloat16 passes, bytes of traffic and bytes given into collectives, on each device."""
     chip = part.chip
     assert chip is not None
     return Roofline(
         compute=passes / (chip.flops / chip.devices),
         memory=traffic / (chip.memory_bandwidth / chip.devices),
-        all_reduce=all_reduce_seconds(part, reduced),
+        collectives=sum(collective_seconds(part, kind, size) for kind, size in given.items()),
     )
 
 
-def all_reduce_seconds(part: Slice, size: float) -> float:
-    """Seconds to sum `size` bytes over the chips of a slice.
+def collective_seconds(part: Slice, kind: str, size: float) -> float:
+    """Seconds of a collective into which each chip of a slice gives `size` bytes.
 
-    A sum over n chips is scattered and gathered: each sends 2 · (n − 1)/n of its size, over all its links. An axis that
-    closes to a ring is used both ways; a chain has half of that (Austin et al., "How to scale your model", 2025,
-    chapter 3).
+    What is gathered passes every chip: each sends n − 1 times its size; of what is scattered or dealt out (n − 1)/n. A
+    sum is scattered and gathered. All links are used; an axis that closes to a ring is used both ways, a chain has half
+    of that (Austin et al., "How to scale your model", 2025, chapter 3).
     """
     chip = part.chip
     if chip is None or part.chips == 1:
         return 0.0
     ways = sum(_ways(chip, length) for length in part.shape if length > 1)
-    return 2 * size * (part.chips - 1) / part.chips / (ways * chip.link_bandwidth)
+    scattered = (part.chips - 1) / part.chips
+    sent = {"all-reduce": 2 * scattered, "all-gather": part.chips - 1, "collective-permute": 1}.get(kind, scattered)
+    return size * sent / (ways * chip.link_bandwidth)
 
 
 def _ways(chip: Chip, length: int) -> int:

@@ -89,7 +89,7 @@ def roofline_lines(line: Mapping[str, Any]) -> Iterator[str]:
     """The least time of a step, and what it waits for."""
     yield (
         f"roofline: at least {_seconds(line['step'])} a step (arithmetic {_seconds(line['arithmetic'])}, memory "
-        f"{_seconds(line['memory'])}, all-reduce {_seconds(line['all_reduce'])}), bound by {line['bound']}"
+        f"{_seconds(line['memory'])}, collectives {_seconds(line['collectives'])}), bound by {line['bound']}"
     )
     yield f"          at most {line['images_per_second']:,.0f} images a second; a real step is slower"
 
