@@ -101,7 +101,18 @@ def fcn_resnet50(operations: Any, image: Any, classes: int) -> Any:
     return operations.interpolate(x, operations.size(image), align_corners=False)
 
 
-NETS = {"fcn8s": fcn8s, "segnet": segnet, "deeplab_largefov": deeplab_largefov, "fcn_resnet50": fcn_resnet50}
+def product(operations, image, classes):
+    """No net: each channel of a square image times a drawn matrix, for what the machine's arithmetic gives."""
+    return operations.product(image, "product")
+
+
+NETS = {
+    "fcn8s": fcn8s,
+    "segnet": segnet,
+    "deeplab_largefov": deeplab_largefov,
+    "fcn_resnet50": fcn_resnet50,
+    "product": product,
+}
 
 
 def pooled(size: Sequence[int], kernel: int, stride: int, padding: int, ceil: bool) -> tuple[int, ...]:

@@ -7,7 +7,7 @@
 Weights and images are the same on both sides, and so are the results, or the row says by how much they differ: of a
 forward pass the logits, of steps the losses of the first and of every later one. `ratio` is the peer's seconds over
 ours: above one we are faster. `share` is the rate of convolutions and matrix products over that of a 2048³ product in
-the same run.
+the same run; the case `product` is that product itself, by us and by the peers.
 """
 
 import argparse
@@ -19,20 +19,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import files, nets, peers, records, timing
+from benchmarks import draws, files, nets, peers, records, timing
 from benchmarks.nets import CASES, Case
 from fcn_jax.plan import operations
 
 _EQUAL = 1e-5  # largest difference over largest value
+_PRODUCT, _SQUARE = "product", Case("product", (2048, 2048))
 _SHOWN = ("case", "work", "data", "runner", "ratio", "seconds", "fastest", "slowest", "share", "difference", "note")
 
 
 def main() -> None:
     """Measures, prints the table, appends the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=(_PRODUCT, *CASES), default=[_PRODUCT, *CASES])
     parser.add_argument("--works", nargs="+", choices=nets.WORKS, default=list(nets.WORKS))
     parser.add_argument("--data", choices=("synthetic", "real"), default="synthetic")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
@@ -42,11 +45,13 @@ def main() -> None:
     log = records.Log("step_time", records.circumstances(rate, peers.versions()), arguments.results)
     rows = []
     for name, work in itertools.product(arguments.cases, arguments.works):
-        case = CASES[name]
+        case = CASES.get(name, _SQUARE)
         if work not in case.works or (arguments.data == "real" and work != "own step"):
             continue
         if arguments.data == "real":
-            found = [real_row(name, case, rate, arguments.rounds)]
+            found = [real_row(name, case, suffix, rate, arguments.rounds) for suffix in (".jpg", ".png")]
+        elif case is _SQUARE:
+            found = products(rate, arguments.rounds)
         else:
             found = compare(name, case, work, rate, arguments.rounds)
         # At once, so that what is cut short leaves what it had.
@@ -102,12 +107,43 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
     ]
 
 
-def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
-    """Our own step fed by the loader, from files of the case's size; the waiting for data counts."""
+def products(rate: float, rounds: int) -> list[dict[str, Any]]:
+    """Rows of three 2048³ products, the channels of an image each times a matrix: ours, and the peers'."""
+    side = _SQUARE.size[0]
+    image = np.ascontiguousarray(np.moveaxis(draws.blob(1, side, side), -1, 1))
+    left, right = jnp.asarray(image), jnp.asarray(draws.parameter("product", "kernel", (side, side)))
+    product = jax.jit(jnp.matmul)
+    with contextlib.ExitStack() as stack:
+        runs = {"fcn_jax": lambda: timing.timed(lambda: product(left, right))}
+        for runtime in ("torch", "onnxruntime") if peers.python() else ():
+            peer = stack.enter_context(peers.Peer())
+            peer.ask(**nets.peer_command(_SQUARE, "forward", runtime))
+            runs[runtime] = peer.run
+        seconds = timing.in_turn(runs, rounds, settle=1)
+    ours = statistics.median(seconds["fcn_jax"])
+    return [
+        {
+            "case": _PRODUCT,
+            "work": "forward",
+            "data": "synthetic",
+            "runner": runner,
+            **_figures(spent, 3 * 2.0 * side**3, rate),
+            "ratio": statistics.median(spent) / ours,
+            "first_call": None,
+            "wait_share": None,
+            "difference": None,
+            "note": "",
+        }
+        for runner, spent in seconds.items()
+    ]
+
+
+def real_row(name: str, case: Case, suffix: str, rate: float, rounds: int) -> dict[str, Any]:
+    """Our own step fed by the loader, from pictures of the case's size; the waiting for data counts."""
     step = nets.OwnStep(case)
     flops = _operations(*step.program())
     with tempfile.TemporaryDirectory() as folder:
-        files.write_pairs(Path(folder), 16, case.size)
+        files.write_pairs(Path(folder), 16, case.size, suffix)
         batches = files.our_batches(Path(folder), batch_size=case.images, augment={"flip": True})
         step(step.put(next(batches)))
         seconds, waits = [], []
@@ -120,7 +156,7 @@ def real_row(name: str, case: Case, rate: float, rounds: int) -> dict[str, Any]:
     return {
         "case": name,
         "work": "own step",
-        "data": "real",
+        "data": f"{suffix[1:]} files",
         "runner": "fcn_jax",
         **_figures(seconds, flops, rate),
         "ratio": 1.0,

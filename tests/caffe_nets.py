@@ -419,6 +419,41 @@ def segnet(classes, sizes=(), *, further=""):
     return net
 
 
+def segnet_basic(up, *, groups=1, addition=False, scored=False, classes=11):
+    """SegNet-Basic, and what its paper's table 1 compares it with (section 3.2); figure 3 says what is added.
+
+    `up` is "unpool", "bilinear" or "learned"; behind unpooling stands a convolution in so many `groups`, for the
+    single-channel decoder as many as there are channels. Without dimensions reduced (`scored`) the scores come last.
+    """
+    net = Net()
+    net.add("LRN", "norm")
+    for block in (1, 2, 3, 4):
+        net.conv(f"conv{block}", 64, 7, norm=f"conv{block}_bn", pad=3)
+        net.add("Pooling", f"pool{block}", tops=(f"pool{block}", f"pool{block}_mask"), kernel_size=2, stride=2)
+    below, channels = "pool4", 64
+    if scored:
+        below, channels = net.score("conv_classifier", classes), classes
+    for block in (4, 3, 2, 1):
+        if up == "unpool":
+            below = net.add("Upsample", f"upsample{block}", below, f"pool{block}_mask")
+            name = f"conv_decode{block}"
+            below = net.score(name, 64, below, kernel_size=7, pad=3, group=groups)
+            net.add("BN", f"{name}_bn", tops=(name,))
+        else:
+            size = {"kernel_size": 4, "pad": 1} if up == "bilinear" else {"kernel_size": 8, "pad": 3, "lr_mult": 1}
+            below = upsampling(net, f"upsample{block}", below, channels, stride=2, **size)
+        if addition and block > 1:
+            pooled = f"pool{block - 1}"
+            pooled = net.score(f"score_{pooled}", classes, pooled) if scored else pooled
+            below = net.add("Eltwise", f"fuse{block}", below, pooled)
+    if scored:
+        net.add("Eltwise", "score", below)
+    else:
+        net.score("conv_classifier", classes, below)
+    net.add("Softmax", "prob")
+    return net
+
+
 def deconvnet():
     net = vgg_trunk("D", norm="bn{}", masks=True)
     net.conv("fc6", 4096, 7, norm="bnfc6")

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from fcn_jax import config as experiment
-from fcn_jax import evaluation, training, uncertainty, visualize
+from fcn_jax import evaluation, parallel, training, uncertainty, visualize
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data import images
 from fcn_jax.errors import ConfigError
@@ -135,6 +135,18 @@ def test_nets_without_dropout_cannot_be_sampled(tmp_path):
     training.train(config("segnet_basic_fcn", **{"train.steps": 1}), tmp_path)
     with pytest.raises(ConfigError, match="has no dropout in testing"):
         Predictor.from_workdir(tmp_path, samples=2)
+
+
+def test_statistics_of_the_training_set_are_the_same_on_any_devices(tmp_path, monkeypatch):
+    """Of the same parameters: two runs that learn nothing."""
+    still = {"optim.lr": 0.0, "train.steps": 1, "train.statistics_batches": 3}
+    make_mesh, found = parallel.make_mesh, []
+    for count in (1, 8):
+        monkeypatch.setattr(parallel, "make_mesh", lambda count=count: make_mesh(jax.local_devices()[:count]))
+        training.train(config("segnet_basic_fcn", **still), tmp_path / str(count))
+        found.append(variables(tmp_path / str(count))["batch_stats"])
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_branches_are_added_to_a_net(tmp_path):

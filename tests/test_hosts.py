@@ -29,6 +29,12 @@ from fcn_jax import parallel
 
 def get_config(mode):
     parallel._WORTH_SHARDING = 64
+    if mode == "normed":
+        return tiny.config(**{{
+            "model.name": "segnet_basic", "model.trunk": "", "model.fc_width": 0, "optim.name": "sgd", "optim.lr": 1e-3,
+            "data.shapes.val_images": 9, "train.eval_every": 0, "train.checkpoint_every": 2,
+            "train.statistics_batches": 2, "train.pictures": 0,
+        }})
     return tiny.config(**{{
         "model.dropout": 0.2, "data.augment.flip": True, "data.shapes.val_images": 9,
         "parallel.mode": "mesh" if mode == "shards" else mode, "parallel.shard_state": mode == "shards",
@@ -160,6 +166,21 @@ class TestRuns:
         workdir = tmp_path / "run"
         assert codes(start(workdir, mode=mode)) == [0, 0], printed(workdir, 0)
         assert_same(params(workdir), params(one), 1e-4)
+
+    def test_batch_norm_is_of_all_hosts(self, start, tmp_path):
+        """In the steps, and in the statistics of the training set at the end."""
+        found = {}
+        for count in (1, 2):
+            workdir = tmp_path / f"run{count}"
+            assert codes(start(workdir, count, mode="normed", steps=4)) == [0] * count, printed(workdir, 0)
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                found[count] = jax.device_get(checkpoints.restore_variables("latest")[1])
+        assert_same(found[2]["batch_stats"], found[1]["batch_stats"], 1e-4)
+        kernels = [
+            {layer: leaves["kernel"] for layer, leaves in each["params"].items() if "kernel" in leaves}
+            for each in (found[2], found[1])
+        ]
+        assert_same(*kernels, 1e-4)
 
     def test_four_hosts_go_on_where_two_left(self, one, start, tmp_path):
         """SIGTERM to one of them makes all leave after the same step."""

@@ -143,6 +143,30 @@ def test_learned_upsampling_of_a_batch_one_pixel_high(tmp_path, group):
     check(tmp_path, case, *case.draw())
 
 
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ("bilinear", {"up": "bilinear"}),
+        ("encoder_addition", {"up": "unpool", "addition": True}),
+        ("single_channel", {"up": "unpool", "groups": NARROW[64]}),
+        ("fcn", {"up": "learned", "addition": True, "scored": True}),
+        ("fcn_no_addition", {"up": "learned", "scored": True}),
+        ("fcn_no_dim_reduction", {"up": "learned", "addition": True}),
+        ("fcn_no_addition_no_dim_reduction", {"up": "learned"}),
+    ],
+)
+def test_every_blob_of_the_decoders_that_segnets_paper_compares(tmp_path, row, options):
+    case = Case(f"segnet_basic_{row}", caffe_nets.segnet_basic(**options), (32, 48), batch=2, renamed={})
+    image, drawn, _ = case.draw()
+    for name in drawn:
+        if name.startswith(("conv_classifier", "score")):  # else a rounding of large scores is seen in their softmax
+            drawn[name] *= np.float32(0.1)
+    blobs = caffe_nets.run(case.net, {"data": np.moveaxis(image, -1, 1)}, drawn)
+    if row == "bilinear":  # its kernels are none of our parameters
+        drawn = {name: blob for name, blob in drawn.items() if not name.startswith("upsample")}
+    check(tmp_path, case, image, drawn, blobs)
+
+
 def test_every_blob_of_deeplab_msc(tmp_path):
     # Of 8n + 1 pixels, for which the release's branches are as large as fc7; fc6's holes of 12 need 13 cells.
     case = Case("deeplab_msc", caffe_nets.deeplab(multi_scale=True), (113, 105), batch=2, v1=True)

@@ -73,7 +73,16 @@ NETS = {
             "loss.name": "dice",
         },
     ),
-    "FCN-Basic": Run("configs/segnet_basic.py", BASIC | {"model.name": "segnet_basic_fcn", "train.steps": 980}),
+    "FCN-Basic": Run(
+        "configs/segnet_basic.py",
+        BASIC
+        | {
+            "model.name": "segnet_basic_fcn",
+            "train.steps": 1060,
+            "optim.lr": 1e-2,
+            "loss.class_weight_values": (0.4, 1, 1, 1, 1, 1, 1, 1),
+        },
+    ),
     "SegNet-Basic-EncoderAddition": Run(
         "configs/segnet_basic.py",
         BASIC
@@ -101,7 +110,7 @@ NETS = {
         DEEPLAB | {"train.steps": 860, "optim.lr": 2e-3, "optim.frozen": FROZEN, "init.skip": ("conv5_*", "fc*")},
         start="FCN-8s",
     ),
-    "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 620, "model.width": 0.125, "optim.lr": 2e-2}),
+    "FCN-ResNet50": Run("configs/fcn_resnet.py", POLY | {"train.steps": 570, "model.width": 0.125, "optim.lr": 2e-2}),
 }
 COMMON = {"train.pictures": 0, "train.eval_every": 0, "train.checkpoint_every": 10_000, "data.shapes.val_images": 200}
 

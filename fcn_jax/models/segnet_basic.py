@@ -151,7 +151,9 @@ class SegNetBasic(nn.Module):
                 x, grid = blobs[name] = dropped(name, x), grid
             if decoder.addition and block > 1:
                 pooled, pooled_grid = blobs[f"pool{block - 1}"]
-                pooled = scored(skips[len(BLOCKS) - block], pooled) if decoder.scored else pooled
+                if decoder.scored:
+                    skip = skips[len(BLOCKS) - block]
+                    pooled, _ = blobs[skip] = scored(skip, pooled), pooled_grid
                 x, pooled, grid = crop_to_overlap(x, grid, pooled, pooled_grid)
                 x, grid = blobs[f"fuse{block}"] = x + pooled, grid
         dropped.check(self.decoder)
@@ -183,6 +185,11 @@ class SegNetBasic(nn.Module):
         decoder = DECODERS[self.decoder]
         scored = reversed(BLOCKS[:-1]) if decoder.scored and decoder.addition else ()
         return {"": ("conv_classifier", *(f"score_pool{block}" for block in scored))}
+
+    def deconvolutions(self) -> tuple[str, ...]:
+        """The layers whose kernels scatter."""
+        learned = DECODERS[self.decoder].up == "learned"
+        return tuple(f"upsample{block}" for block in reversed(BLOCKS)) if learned else ()
 
     def layer_names(self) -> tuple[str, ...]:
         """The convolutions whose widths are free, in order."""
