@@ -26,9 +26,23 @@ import sys
 sys.path.insert(0, {tests!r})
 import tiny
 from fcn_jax import parallel
+from fcn_jax.data import loader
+from fcn_jax.errors import DataError
+
+whole = loader.train_batches
+
+def damaged(*arguments, **options):
+    for number, batch in enumerate(whole(*arguments, **options)):
+        if number == 4:
+            raise DataError("an image is damaged")
+        yield batch
 
 def get_config(mode):
     parallel._WORTH_SHARDING = 64
+    if mode == "damaged":
+        mode = "pmap"
+        if "--host=1" in sys.argv:
+            loader.train_batches = damaged
     if mode == "normed":
         return tiny.config(**{{
             "model.name": "segnet_basic", "model.trunk": "", "model.fc_width": 0, "optim.name": "sgd", "optim.lr": 1e-3,
@@ -208,6 +222,17 @@ class TestRuns:
         assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
         assert_same(params(workdir), params(two), 0)
         reported(workdir)
+
+
+@pytest.mark.slow
+def test_a_host_that_fails_alone_ends_the_others(start, tmp_path):
+    """It says why; the others notice within twice the heartbeat."""
+    workdir = tmp_path / "run"
+    begun = time.monotonic()
+    found = codes(start(workdir, mode="damaged"))
+    assert found[1] == 1 and found[0] not in (0, 1, 2), found
+    assert printed(workdir, 1) == "error: an image is damaged\n"
+    assert time.monotonic() - begun < 80
 
 
 @pytest.mark.slow
