@@ -12,6 +12,7 @@ import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 
+from absl import logging
 from jax import monitoring
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -34,7 +35,8 @@ def of(purpose: str, shape: Sequence[int]) -> Iterator[None]:
 def told() -> Iterator[None]:
     """A context in which every compilation of a second or more is told in a line, and what it was for.
 
-    What the compiler leaves behind goes back to the system, before the program needs its own memory.
+    Shorter ones are logged, and seen with a command's --verbosity=0. What the compiler leaves behind goes back to the
+    system, before the program needs its own memory.
     """
     found = False
 
@@ -48,10 +50,12 @@ def told() -> Iterator[None]:
             return
         how = "found compiled, read" if found else "compiled"
         found = False
+        purpose = _PURPOSE.get() or about.get("fun_name", "a program")
         if duration_secs >= _WORTH_A_LINE:
-            purpose = _PURPOSE.get() or about.get("fun_name", "a program")
             print(f"{how} in {duration_secs:.1f} s: {purpose}", flush=True)
             give_back_memory()
+        else:
+            logging.info("%s in %.3f s: %s", how, duration_secs, purpose)
 
     monitoring.register_event_listener(note_found)
     monitoring.register_event_duration_secs_listener(tell)

@@ -46,11 +46,12 @@ def test_without_a_purpose_the_function_is_named(every_one, capsys):
     assert len(lines_of(capsys, "doubled")) == 1
 
 
-def test_quick_ones_and_those_outside_are_not_told(capsys):
-    with compilations.told():
+def test_quick_ones_are_logged_and_those_outside_are_not_told(capsys, caplog):
+    with compilations.told(), caplog.at_level("INFO", logger="absl"):
         jax.jit(doubled)(jnp.zeros(6))
     jax.jit(doubled)(jnp.zeros(7))
     assert capsys.readouterr().out == ""
+    assert len([line for line in caplog.messages if re.fullmatch(r"compiled in 0\.\d+ s: .*doubled.*", line)]) == 1
 
 
 def test_what_is_found_on_disk_is_told_apart(every_one, capsys):

@@ -86,7 +86,10 @@ def test_learned_up_sampling_is_no_resampling():
     ("name", "topology"),
     [
         *((name, slices.LOCAL) for name in ("cross_entropy", "weighted", "focal", "dice")),
-        pytest.param("cross_entropy", "v5e:1x1", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, "v5e:1x1", marks=pytest.mark.slow)
+            for name in ("cross_entropy", "weighted", "focal", "dice")
+        ),
     ],
 )
 def test_the_logits_are_never_held(name, topology):
