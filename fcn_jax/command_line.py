@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from fcn_jax import compilations
+from fcn_jax import compilations, hosts
 from fcn_jax.errors import ConfigError, HostLost, UserError, did_you_mean
 from fcn_jax.preemption import EXIT_CODE, Preempted
 
@@ -41,11 +41,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return EXIT_CODE
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return EXIT_CODE if isinstance(error, HostLost) else 1
+            return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) else 1)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
                 traceback.print_exc()
-                return 1
+                return hosts.end_alone(1)
             if jax.process_count() == 1:
                 raise
             # A collective fails where another host is gone: to be started again, as that one is.
@@ -56,7 +56,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             if error.filename is None:
                 raise
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-            return 1
+            return hosts.end_alone(1)
 
     # JAX tells at this level which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
@@ -68,7 +68,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             app.run(guarded, flags_parser=_parse)
         except Exception:
             traceback.print_exc()
-            sys.exit(CRASHED)
+            sys.exit(hosts.end_alone(CRASHED))
 
 
 def experiment(flag: Any) -> Any:

@@ -392,13 +392,17 @@ def classes_to_json(info: Info) -> str:
     return json.dumps(only_head(described), indent=1) + "\n"
 
 
-def check_resume(config: Config, saved: Config, workdir: Path) -> None:
-    """Raises ConfigError with every difference that would make the resumed run another one."""
+def check_resume(config: Config, saved: Config, workdir: Path, free: Iterable[str] = ()) -> None:
+    """Raises ConfigError with every difference that would make the resumed run another one.
+
+    Fields of `free` may differ beside those of FREE_ON_RESUME.
+    """
+    free = {*FREE_ON_RESUME, *free}
     new, old = fields.flat(config.to_dict()), fields.flat(saved.to_dict())
     differences = [
         f"{field}: {old.get(field)!r} → {new.get(field)!r}"
         for field in sorted(new.keys() | old.keys())
-        if new.get(field) != old.get(field) and field not in FREE_ON_RESUME
+        if new.get(field) != old.get(field) and field not in free
     ]
     if differences:
         raise ConfigError(

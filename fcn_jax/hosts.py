@@ -23,6 +23,7 @@ from fcn_jax.errors import ConfigError, HostLost, UserError
 from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
+_GRACE_SECONDS = 3.0  # in which hosts that end for the same fault do so together
 _MESSAGE = 1000  # bytes of a fault that other hosts are told
 
 
@@ -64,8 +65,6 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
             index,
             initialization_timeout=start_seconds + 60,
             heartbeat_timeout_seconds=heartbeat_seconds,
-            # One that fails alone waits so long for the others, which notice only then.
-            shutdown_timeout_seconds=heartbeat_seconds,
         )
     except (ValueError, RuntimeError) as error:
         remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
@@ -73,6 +72,18 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
         raise kind(f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}{remedy}") from None
     finally:
         timer.cancel()
+
+
+def end_alone(code: int) -> int:
+    """The exit code of a process that ends for a fault, also where the other hosts do not come to their end with it.
+
+    JAX waits for all of them at a process's end, and aborts where they do not come.
+    """
+    if jax.distributed.is_initialized():
+        timer = threading.Timer(_GRACE_SECONDS, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
+    return code
 
 
 def is_first() -> bool:

@@ -72,11 +72,13 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
         schedule = optim.make_schedule(config.optim, config.train.steps)
         spec = experiment.input_spec(config)
         class_weights = experiment.class_weights(config, info)
+        # Into how many parts a batch is cut changes nothing but what each part is normalised by.
+        cut_freely = config.loss.normalization != "part_mean" and "batch_stats" not in abstract
     hosts.check_equal(experiment.to_json(config), "the config")
 
     with (
         hosts.first_alone_speaks(),
-        workdirs.claimed(workdir, config, info),
+        workdirs.claimed(workdir, config, info, ("optim.accumulate",) if cut_freely else ()),
         Checkpoints(workdir) as checkpoints,
     ):
         asked = hosts.Asked(mesh)

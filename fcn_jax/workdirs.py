@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ from fcn_jax.labels import Info, by_head
 from fcn_jax.report import METRICS_FILE
 
 
-def claim(workdir: Path, config: experiment.Config, info: Info) -> None:
-    """Writes what the run is into its directory, or checks that it is the same run.
+def claim(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> None:
+    """Writes what the run is into its directory, or checks that it is the same run; see `config.check_resume`.
 
     A start that failed before its first report leaves nothing that another config could spoil.
     """
@@ -29,7 +29,7 @@ def claim(workdir: Path, config: experiment.Config, info: Info) -> None:
     saved = experiment.load(path) if path.exists() else config
     saved_info = experiment.load_classes(classes) if classes.exists() else info
     if begun:
-        experiment.check_resume(config, saved, workdir)
+        experiment.check_resume(config, saved, workdir, free)
         saved_names, names = (
             [name for each in by_head(i).values() for name in each.class_names] for i in (saved_info, info)
         )
@@ -43,7 +43,7 @@ def claim(workdir: Path, config: experiment.Config, info: Info) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, config: experiment.Config, info: Info) -> Iterator[None]:
+def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> Iterator[None]:
     """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
     with contextlib.ExitStack() as stack:
         with hosts.together():
@@ -55,7 +55,7 @@ def claimed(workdir: Path, config: experiment.Config, info: Info) -> Iterator[No
                 except BlockingIOError:
                     message = f"another process is training in {workdir}: choose another --workdir"
                     raise CheckpointError(message) from None
-                claim(workdir, config, info)
+                claim(workdir, config, info, free)
         with hosts.together():
             if not (workdir / experiment.CONFIG_FILE).exists():
                 raise CheckpointError(f"{workdir} is not the folder that host 0 sees: all hosts need the same one")

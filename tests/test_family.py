@@ -137,6 +137,12 @@ def test_nets_without_dropout_cannot_be_sampled(tmp_path):
         Predictor.from_workdir(tmp_path, samples=2)
 
 
+def test_parts_that_are_normalised_by_themselves_stay_what_they_are(tmp_path):
+    training.train(config("segnet_basic_fcn", **{"train.steps": 1, "data.batch_size": 16}), tmp_path)
+    with pytest.raises(ConfigError, match=r"another config \(optim\.accumulate: 1 → 2\)"):
+        training.train(config("segnet_basic_fcn", **{"data.batch_size": 16, "optim.accumulate": 2}), tmp_path)
+
+
 def test_statistics_of_the_training_set_are_the_same_on_any_devices(tmp_path, monkeypatch):
     """Of the same parameters: two runs that learn nothing."""
     still = {"optim.lr": 0.0, "train.steps": 1, "train.statistics_batches": 3}

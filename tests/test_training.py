@@ -490,13 +490,13 @@ def test_a_run_of_sharded_state_goes_on_in_the_same_bits(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_other_devices_another_way(tmp_path, monkeypatch):
-    """Eight devices, then two with sharded state, then four: the run on eight, to rounding."""
+    """Eight devices, then two with sharded state, then four in two parts: the run on eight, to rounding."""
     monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
     make_mesh = parallel.make_mesh
     exact = {**CHANGES, "optim.name": "sgd", "optim.lr": 0.05}
     wanted, _ = train(tmp_path / "eight", **exact)
     sharded = {"parallel.mode": "mesh", "parallel.shard_state": True, "train.remat": "blocks"}
-    for last, count, fields in ((4, 8, {}), (8, 2, sharded), (12, 4, {})):
+    for last, count, fields in ((4, 8, {}), (8, 2, sharded), (12, 4, {"optim.accumulate": 2})):
         monkeypatch.setattr(parallel, "make_mesh", lambda count=count: make_mesh(jax.local_devices()[:count]))
         found, printed = train(tmp_path / "moved", **exact, **fields, **{"train.steps": last})
         assert f"on {count} cpu devices" in printed and ("resumed from step" in printed) == (last > 4)
