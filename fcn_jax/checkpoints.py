@@ -5,11 +5,13 @@ Parameters, and running statistics where a net has them, are items of their own,
 """
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from fcn_jax.errors import CheckpointError
@@ -17,13 +19,27 @@ from fcn_jax.optim import parameter_names
 from fcn_jax.state import TrainState
 
 _METRIC = "mean_iou"
+_UNSCORED = "unscored"
+_ASIDE = ".aside"  # behind the name of a checkpoint that is being saved anew
+
+
+def put_back(workdir: Path) -> None:
+    """Puts back what a killed run had set aside to save it anew, or removes it where that is done.
+
+    One process does so, while no other one looks.
+    """
+    for aside in (workdir / "checkpoints").glob(f"*{_ASIDE}"):
+        if aside.with_suffix("").exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(aside.with_suffix(""))
 
 
 class Checkpoints:
     """The checkpoints under `workdir/checkpoints`, one folder a step. Use it as a context: leaving waits for saves."""
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        self.directory = (workdir / "checkpoints").absolute()
+        self.directory, self._read_only = (workdir / "checkpoints").absolute(), read_only
         logging.getLogger("absl").setLevel(logging.ERROR)
         # Orbax's own `max_to_keep` with a metric keeps the N best and deletes the newest, and with it the way forward.
         keep = policies.AnyPreservationPolicy(
@@ -50,23 +66,41 @@ class Checkpoints:
 
     def __exit__(self, *exception) -> None:
         self._manager.close()
+        if not self._read_only and jax.process_index() == 0:
+            put_back(self.directory.parent)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, mean_iou: float | None = None) -> None:
+    def save(self, step: int, state: TrainState, mean_iou: float | None = None, unscored: bool = False) -> None:
         """Starts to save in the background; the state may be used on, donated too, when this returns.
 
-        It takes the place of a checkpoint of the same step; meanwhile there is the one before.
+        `unscored` notes that what is to follow the step was broken off. A checkpoint of the same step is replaced, and
+        comes back where that is not brought to its end.
         """
         if step in self._manager.all_steps():
-            self._manager.delete(step)
+            self._set_aside(step)
         items = {"params": state.params, "rest": {"step": state.step, "opt_state": state.opt_state}}
         if state.batch_stats:
             items["batch_stats"] = state.batch_stats
         saved = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
-        self._manager.save(step, args=saved, metrics=None if mean_iou is None else {_METRIC: mean_iou})
+        metrics, note = None if mean_iou is None else {_METRIC: mean_iou}, {_UNSCORED: True} if unscored else None
+        self._manager.save(step, args=saved, metrics=metrics, custom_metadata=note)
+
+    def unscored(self, step: int) -> bool:
+        """Whether what is to follow that step was broken off."""
+        try:
+            return bool((self._manager.metadata(step).custom_metadata or {}).get(_UNSCORED))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise self._damaged(step, error) from error
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(self.directory / f"{step}{_ASIDE}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+        self._manager.reload()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of that step, with the shapes, types and placement of `like` (arrays, or their shapes)."""

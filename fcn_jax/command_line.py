@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
                 raise
             # A collective fails where another host is gone: to be started again, as that one is.
             traceback.print_exc()
-            return EXIT_CODE
+            return hosts.end_alone(EXIT_CODE)
         except OSError as error:
             # A folder that cannot be written, a full disk.
             if error.filename is None:

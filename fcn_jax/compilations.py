@@ -9,15 +9,16 @@ tells when it compiles (`jax.monitoring`), and a caller what it is about to run.
 import contextlib
 import contextvars
 import ctypes
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 
-from absl import logging
 from jax import monitoring
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _FOUND = "/jax/compilation_cache/cache_hits"
 _WORTH_A_LINE = 1.0  # seconds
+_LOG = logging.getLogger(__name__)
 _PURPOSE: contextvars.ContextVar[str] = contextvars.ContextVar("purpose", default="")
 
 
@@ -55,7 +56,7 @@ def told() -> Iterator[None]:
             print(f"{how} in {duration_secs:.1f} s: {purpose}", flush=True)
             give_back_memory()
         else:
-            logging.info("%s in %.3f s: %s", how, duration_secs, purpose)
+            _LOG.info("%s in %.3f s: %s", how, duration_secs, purpose)
 
     monitoring.register_event_listener(note_found)
     monitoring.register_event_duration_secs_listener(tell)

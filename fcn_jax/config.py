@@ -256,6 +256,10 @@ def validate(config: Config) -> None:
     boundaries = config.optim.boundaries
     if list(boundaries) != sorted(set(boundaries)) or (boundaries and boundaries[0] <= 0):
         raise ConfigError(f"optim.boundaries={tuple(boundaries)} must be steps above 0 that rise")
+    if config.optim.warmup_from > 1 or (config.optim.warmup_from and not config.optim.warmup_steps):
+        raise ConfigError(
+            f"optim.warmup_from={config.optim.warmup_from} must be a share, up to 1, with optim.warmup_steps"
+        )
     if config.optim.warmup_steps >= config.train.steps:
         raise ConfigError(f"optim.warmup_steps={config.optim.warmup_steps} leaves none of {config.train.steps} steps")
     if config.data.root and config.data.name == "shapes":

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -68,8 +68,9 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
         )
     except (ValueError, RuntimeError) as error:
         remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
-        kind = ConfigError if coordinator == AUTO or isinstance(error, ValueError) else HostLost
-        raise kind(f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}{remedy}") from None
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        message = f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}"
+        raise HostLost(message) if lost else ConfigError(message + remedy) from None
     finally:
         timer.cancel()
 
@@ -80,6 +81,7 @@ def end_alone(code: int) -> int:
     JAX waits for all of them at a process's end, and aborts where they do not come.
     """
     if jax.distributed.is_initialized():
+        sys.stdout.flush()
         timer = threading.Timer(_GRACE_SECONDS, os._exit, (code,))
         timer.daemon = True
         timer.start()
@@ -100,7 +102,10 @@ def first_alone_speaks() -> Iterator[None]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A part of the start in which no host waits for others: where one meets an error, all end with it."""
+    """A part of the start in which no host waits for others: where one meets an error, all end with it.
+
+    Where that is a UserError, the others raise one, too; else they raise HostLost.
+    """
     fault: Exception | None = None
     try:
         yield
@@ -109,13 +114,14 @@ def together() -> Iterator[None]:
     if jax.process_count() > 1:
         told = np.zeros(_MESSAGE, np.uint8)
         if fault is not None:
-            said = str(fault) if isinstance(fault, UserError) else f"{type(fault).__name__}: {fault}"
+            mended = isinstance(fault, UserError)
+            said = f"u{fault}" if mended else f"c{type(fault).__name__}: {fault}"
             text = " ".join(said.split()).encode()[:_MESSAGE]
             told[: len(text)] = np.frombuffer(text, np.uint8)
         for host, message in enumerate(np.asarray(multihost_utils.process_allgather(told))):
             if fault is None and message.any():
                 text = bytes(message[message > 0]).decode(errors="replace")
-                fault = UserError(f"host {host}: {text}")
+                fault = (UserError if text[0] == "u" else HostLost)(f"host {host}: {text[1:]}")
     if fault is not None:
         raise fault
 
@@ -132,13 +138,6 @@ def check_equal(text: str, what: str) -> None:
             f"{what} of host{'s' if len(others) > 1 else ''} {', '.join(map(str, others))} "
             f"differ{'s' if len(others) == 1 else ''} from that of host 0: start all with the same command"
         )
-
-
-def of_first(answer: Callable[[], bool]) -> bool:
-    """What the first host answers, on all of them; the others are not asked."""
-    with together():
-        said = is_first() and answer()
-    return bool(total([said])[0])
 
 
 def total(counts: Any) -> np.ndarray:

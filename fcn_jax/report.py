@@ -40,11 +40,6 @@ def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step > 0 and step % every == 0)
 
 
-def holds(workdir: Path, step: int, name: str) -> bool:
-    """Whether a workdir's metrics have that number of that step. Raises CheckpointError where they cannot be read."""
-    return any(name in json.loads(line) for at, line in _read_lines(workdir / METRICS_FILE) if at == step)
-
-
 class Reporter:
     """Writes a run's numbers and pictures to its workdir; with `active=False` (hosts other than 0) it writes nothing.
 

@@ -84,10 +84,7 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
         asked = hosts.Asked(mesh)
         start, last = checkpoints.latest_step() or 0, config.train.steps
         like = assembly.abstract_state(mesh)
-        # Whether the run left in the middle of what follows a step.
-        unscored = report.due(start, config.train.eval_every, last) and not hosts.of_first(
-            lambda: report.holds(workdir, start, "val/mean_iou")
-        )
+        unscored = start > 0 and checkpoints.unscored(start)
         if start >= last and not unscored:
             print(f"{workdir}: finished at step {start} of {last}; nothing to do")
             return checkpoints.restore(start, like)
@@ -129,7 +126,7 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
                 """The state to be kept and its val mean IU, NaN where no pixel is labelled, None if asked to leave."""
                 used = current
                 with progress.paused(current):
-                    if step == last and config.train.statistics_batches and current.batch_stats:
+                    if step >= last and config.train.statistics_batches and current.batch_stats:
                         used = _with_exact_statistics(config, model, current, train_source, spec, mesh, stop)
                     results = None
                     if used is not None:
@@ -149,21 +146,21 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
                         print(f"the evaluation after step {step} was broken off")
                         return current, None
                     mean_iou = progress.write_scores(step, results)
-                if step == last:
+                if step >= last:
                     # Before the last checkpoint: with it a run is finished, and is not looked at again.
                     _write_pictures(config, workdir, model, used.variables, mesh, val_source, reporter)
                 return used, mean_iou
 
-            def save(step: int, current: state.TrainState, mean_iou: float | None) -> None:
+            def save(step: int, current: state.TrainState, mean_iou: float | None, unscored: bool = False) -> None:
                 with progress.paused(current):
                     progress.check_parameters(step, current)
                 # Without a labelled pixel in the split there is no score to rank the checkpoint by. Before the
                 # statistics of the training set there is none either: the net is not the one to be used.
-                scored = mean_iou == mean_iou and (step == last or not config.train.statistics_batches)
-                checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None)
+                scored = mean_iou == mean_iou and (step >= last or not config.train.statistics_batches)
+                checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None, unscored)
 
-            preemption.worth_saving = True
             if unscored:
+                preemption.worth_saving = True
                 current, mean_iou = look(start, current)
                 if mean_iou is None:
                     raise leave(start)
@@ -181,6 +178,8 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
                     compilations.of("the step, for batches", shape),
                 ):
                     current, step_report = train_step(current, batch)
+                # Until its first step is compiled, which takes minutes, a run has nothing that is not saved.
+                preemption.worth_saving = True
                 progress.add(step, step_report, current)
                 if profile and step == min(start + 8, last):
                     jax.block_until_ready(current)
@@ -191,9 +190,10 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
                 mean_iou, looked_at = None, report.due(step, config.train.eval_every, last)
                 if looked_at:
                     current, mean_iou = look(step, current)
-                leaving = (stop() and step < last) or (looked_at and mean_iou is None)
+                broken_off = looked_at and mean_iou is None
+                leaving = (stop() and step < last) or broken_off
                 if looked_at or leaving or report.due(step, config.train.checkpoint_every, last):
-                    save(step, current, mean_iou)
+                    save(step, current, mean_iou, broken_off)
                 if leaving:
                     raise leave(step)
     if hosts.is_first():  # with everything on disk

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fcn_jax import checkpoints, hosts, transplant, weights
 from fcn_jax import config as experiment
-from fcn_jax import hosts, transplant, weights
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.labels import Info, by_head
 from fcn_jax.report import METRICS_FILE
@@ -56,6 +56,7 @@ def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable
                     message = f"another process is training in {workdir}: choose another --workdir"
                     raise CheckpointError(message) from None
                 claim(workdir, config, info, free)
+                checkpoints.put_back(workdir)
         with hosts.together():
             if not (workdir / experiment.CONFIG_FILE).exists():
                 raise CheckpointError(f"{workdir} is not the folder that host 0 sees: all hosts need the same one")

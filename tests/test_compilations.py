@@ -47,7 +47,7 @@ def test_without_a_purpose_the_function_is_named(every_one, capsys):
 
 
 def test_quick_ones_are_logged_and_those_outside_are_not_told(capsys, caplog):
-    with compilations.told(), caplog.at_level("INFO", logger="absl"):
+    with compilations.told(), caplog.at_level("INFO", logger="fcn_jax.compilations"):
         jax.jit(doubled)(jnp.zeros(6))
     jax.jit(doubled)(jnp.zeros(7))
     assert capsys.readouterr().out == ""

@@ -72,6 +72,11 @@ def test_the_defaults_are_sound():
         ("optim.lr_multipliers", ("*/bias", 2.0), "optim.lr_multipliers=('*/bias', 2.0) must be rules"),
         ("optim.schedule", "step", "optim.schedule='step' and optim.boundaries"),
         ("optim.warmup_steps", 1000, "optim.warmup_steps=1000 leaves none of 1000 steps"),
+        (
+            "optim.warmup_from",
+            0.5,
+            "optim.warmup_from=0.5 must be a share, up to 1, with optim.warmup_steps",
+        ),
         ("optim.boundaries", (10,), "optim.schedule='step' and optim.boundaries"),
         ("optim.momentum", 1.0, "optim.momentum=1.0 must be at least 0 and below 1"),
         ("seed", -1, "seed=-1 must be at least 0"),

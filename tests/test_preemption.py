@@ -75,6 +75,8 @@ def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
         assert max(steps_of(tmp_path)) == 6
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
             assert checkpoints.restore_params("best")[0] == 6  # for want of a score, the latest
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert checkpoints.unscored(6)
         # The evaluation of step 6 is begun, and broken off again.
         with pytest.raises(Preempted, match="left after step 6"):
             train(tmp_path)
@@ -85,14 +87,17 @@ def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
         with pytest.raises(Preempted, match="left after step 12"):
             train(tmp_path)
     assert max(steps_of(tmp_path)) == 12
+    # Killed while it saved that step anew, behind the scores.
+    (tmp_path / "checkpoints" / "12").rename(tmp_path / "checkpoints" / "12.aside")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val/mean_iou" in line] == [6]
     assert_goes_on(tmp_path, uninterrupted)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
     assert [line["step"] for line in lines if "val/mean_iou" in line] == [6, 12]
+    assert not list((tmp_path / "checkpoints").glob("*.aside"))
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.restore_params("best")[0] in (6, 12)
+        assert checkpoints.restore_params("best")[0] in (6, 12) and not checkpoints.unscored(12)
     capsys.readouterr()
     train(tmp_path)
     assert "finished at step 12 of 12; nothing to do" in capsys.readouterr().out

@@ -67,7 +67,9 @@ def main() -> int:
             options.results.parent.mkdir(parents=True, exist_ok=True)
             with options.results.open("a") as file:
                 # Behind a line break: a line before that was cut short takes none with it.
-                file.write("\n" + json.dumps({"key": key, "result": known[key]}) + "\n")
+                # What may be a fault of the moment is asked for again.
+                if "passing" not in known[key]:
+                    file.write("\n" + json.dumps({"key": key, "result": known[key]}) + "\n")
         head, line = comparison_lines([known[key]], [f"{net:<36}"])
         print(line if place else f"{head}\n{line}", flush=True)
         failed += [net] if "memory" not in known[key] else []
@@ -85,7 +87,7 @@ def check(net: str, part: slices.Slice) -> dict[str, Any]:
     except UserError as error:
         return {"too_large": str(error)}
     except jax.errors.JaxRuntimeError as error:
-        return {"too_large": f"does not compile: {' '.join(str(error).split())[:300]}"}
+        return {"too_large": f"does not compile: {' '.join(str(error).split())[:300]}", "passing": True}
 
 
 def version() -> str:

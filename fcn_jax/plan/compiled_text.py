@@ -20,7 +20,8 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 # What computes and moves nothing by itself.
 _FREE = frozenset((
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "all-reduce-done", "opt-barrier",
+    "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "all-reduce-done",
+    "all-gather-done", "collective-permute-done", "opt-barrier",
     "iota",
 ))
 # fmt: on

@@ -1,7 +1,7 @@
 """A plan as a tree of figures, which is also what `--json` writes; all of one device unless it says otherwise."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax
 from fcn_jax import evaluation
 from fcn_jax.assembly import Assembly
 from fcn_jax.labels import by_head
-from fcn_jax.plan import operations, published, slices
+from fcn_jax.plan import operations, published
 from fcn_jax.plan.capacity import Capacity
 from fcn_jax.plan.compiled_text import CompiledText
 from fcn_jax.plan.program import Program, abstract_batch
@@ -85,9 +85,9 @@ def times(
     }
 
 
-def of_slices(part: Slice, figures: dict[str, Any], images: int) -> list[dict[str, Any]]:
-    """The same step on slices of 1 to 256 chips, derived: each device does what it does here, the collectives
-    are others.
+def of_slices(part: Slice, others: Sequence[Slice], figures: dict[str, Any], images: int) -> list[dict[str, Any]]:
+    """The same step on its own slice and on others, which is derived: each device does what it does here, the
+    collectives are others.
 
     `images` are those of the whole run. A single device has no collectives: what several would sum is taken to be one
     gradient for each parameter.
@@ -95,7 +95,7 @@ def of_slices(part: Slice, figures: dict[str, Any], images: int) -> list[dict[st
     assert part.chip is not None
     given = {"all-reduce": figures["memory"]["parameters"]} if part.device_count == 1 else None
     rows = []
-    for other in slices.family(part.chip):
+    for other in others if part in others else [part, *others]:
         step_images = figures["images_a_device"] * other.device_count
         line = times(other, figures, step_images, given)
         hours = images / line["images_per_second"] / 3600

@@ -121,9 +121,9 @@ def answer(
     if part.chip is not None:
         images = config.train.steps * config.data.batch_size
         plan["run"] = {"images": images, "steps": config.train.steps, "batch_size": config.data.batch_size}
-        # Of a sharded state each device of another slice has another share.
-        if not config.parallel.shard_state:
-            plan["slices"] = figures.of_slices(part, plan["step"], images)
+        # Of a sharded state each device of another slice has another share: nothing follows for it.
+        others = [] if config.parallel.shard_state else slices.family(part.chip)
+        plan["slices"] = figures.of_slices(part, others, plan["step"], images)
     if largest and question.available:
         found = largest_batch(
             question.compile,
@@ -188,7 +188,7 @@ def compare(
         label = ", ".join(f"{field}={value}" for field, value in combination)
         question = ask(variant, part, size, classes, remember)
         try:
-            yield label, _figures(question, question.compile())
+            yield label, _figures(question, _fitting(question, question.per_device))
         except TooLarge as shortage:
             yield label, {"too_large": f"does not fit: {shortage}"}
 

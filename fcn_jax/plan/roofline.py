@@ -41,7 +41,7 @@ def roofline(part: Slice, passes: float, traffic: float, given: Mapping[str, flo
 
 
 def collective_seconds(part: Slice, kind: str, size: float) -> float:
-    """Seconds of a collective into which each chip of a slice gives `size` bytes.
+    """Seconds of a collective into which each device of a slice gives `size` bytes.
 
     What is gathered passes every chip: each sends n − 1 times its size; of what is scattered or dealt out (n − 1)/n. A
     sum is scattered and gathered. All links are used; an axis that closes to a ring is used both ways, a chain has half
@@ -52,7 +52,8 @@ def collective_seconds(part: Slice, kind: str, size: float) -> float:
         return 0.0
     ways = sum(_ways(chip, length) for length in part.shape if length > 1)
     scattered = (part.chips - 1) / part.chips
-    sent = {"all-reduce": 2 * scattered, "all-gather": part.chips - 1, "collective-permute": 1}.get(kind, scattered)
+    gathered = (part.chips - 1) * chip.devices  # all that the devices of a chip give passes every other one
+    sent = {"all-reduce": 2 * scattered, "all-gather": gathered, "collective-permute": 1}.get(kind, scattered)
     return size * sent / (ways * chip.link_bandwidth)
 
 
