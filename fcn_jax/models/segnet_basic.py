@@ -17,9 +17,8 @@ batch norm, ReLU and a 2×2 pooling. What brings the map of stride 16 back to pi
     fcn_no_addition_no_dim_reduction      8×8 learned, 64         –                        –                 1.66 M
 
 The pooled maps are those of the encoder (figure 3, of FCN's decoder: behind the pooling; taken to hold for
-encoder_addition, too): pool3 meets what comes up from pool4, pool2 and
-pool1 the next two, and at the image's own size there is none. Decoders have no ReLU. The release's convolutions have
-biases, the paper's none.
+encoder_addition, too): pool3 meets what comes up from pool4, pool2 and pool1 the next two, and at the image's own size
+there is none. Decoders have no ReLU. The release's convolutions have biases, the paper's none.
 """
 
 import dataclasses
