@@ -85,7 +85,7 @@ class Operations:
         return self._node("Relu", [x.name], x.shape)
 
     def product(self, x: Value, layer: str) -> Value:
-        matrix = self._constant(layer, draws.parameter(layer, "kernel", (x.shape[3], x.shape[3])))
+        matrix = self._constant(layer, draws.parameter(layer, "mean", (x.shape[3], x.shape[3])))
         return self._node("MatMul", [x.name, matrix], x.shape)
 
     def add(self, x: Value, y: Value) -> Value:

@@ -111,7 +111,7 @@ def products(rate: float, rounds: int) -> list[dict[str, Any]]:
     """Rows of three 2048³ products, the channels of an image each times a matrix: ours, and the peers'."""
     side = _SQUARE.size[0]
     image = np.ascontiguousarray(np.moveaxis(draws.blob(1, side, side), -1, 1))
-    left, right = jnp.asarray(image), jnp.asarray(draws.parameter("product", "kernel", (side, side)))
+    left, right = jnp.asarray(image), jnp.asarray(draws.parameter("product", "mean", (side, side)))
     product = jax.jit(jnp.matmul)
     with contextlib.ExitStack() as stack:
         runs = {"fcn_jax": lambda: timing.timed(lambda: product(left, right))}

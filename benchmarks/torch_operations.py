@@ -55,7 +55,7 @@ class Operations:
         return functional.relu(x, inplace=True)
 
     def product(self, x: torch.Tensor, layer: str) -> torch.Tensor:
-        return x @ self._drawn(layer, "kernel", (x.shape[3], x.shape[3]))
+        return x @ self._drawn(layer, "mean", (x.shape[3], x.shape[3]))
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x + y
