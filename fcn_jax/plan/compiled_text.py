@@ -169,8 +169,12 @@ class CompiledText:
         for computation, instruction, times in self.run():
             kind = instruction.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                scope = self.computations[computation]
-                given = [array for name in instruction.operands if name in scope for array in scope[name].arrays]
+                given = instruction.arrays
+                if kind in ("all-gather", "reduce-scatter"):  # all others give as much as they get
+                    scope = self.computations[computation]
+                    given = [array for name in instruction.operands if name in scope for array in scope[name].arrays]
+                elif instruction.opcode.endswith("-start"):  # operands and results, side by side
+                    given = given[: max(len(instruction.operands), 1)]
                 counts[kind][0] += times
                 counts[kind][1] += times * sum(array.values for array in given)
         return [Collective(kind, *both) for kind, both in counts.items()]
