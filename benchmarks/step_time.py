@@ -91,18 +91,13 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
             differences[runtime] = _largest_gap(losses["fcn_jax"], losses[runtime])
     ours_seconds = statistics.median(seconds["fcn_jax"])
     return [
-        {
-            "case": name,
-            "work": work,
-            "data": "synthetic",
-            "runner": runner,
-            **_figures(spent, flops if runner == "fcn_jax" else None, rate),
-            "ratio": statistics.median(spent) / ours_seconds,
-            "first_call": cold if runner == "fcn_jax" else None,
-            "wait_share": None,
-            "difference": differences.get(runner),
-            "note": "differs" if (differences.get(runner) or 0) > _EQUAL else "",
-        }
+        _row(
+            *(name, work, runner, spent, flops if runner == "fcn_jax" else None, rate),
+            ratio=statistics.median(spent) / ours_seconds,
+            first_call=cold if runner == "fcn_jax" else None,
+            difference=differences.get(runner),
+            note="differs" if (differences.get(runner) or 0) > _EQUAL else "",
+        )
         for runner, spent in seconds.items()
     ]
 
@@ -122,18 +117,7 @@ def products(rate: float, rounds: int) -> list[dict[str, Any]]:
         seconds = timing.in_turn(runs, rounds, settle=1)
     ours = statistics.median(seconds["fcn_jax"])
     return [
-        {
-            "case": _PRODUCT,
-            "work": "forward",
-            "data": "synthetic",
-            "runner": runner,
-            **_figures(spent, 3 * 2.0 * side**3, rate),
-            "ratio": statistics.median(spent) / ours,
-            "first_call": None,
-            "wait_share": None,
-            "difference": None,
-            "note": "",
-        }
+        _row(_PRODUCT, "forward", runner, spent, 3 * 2.0 * side**3, rate, ratio=statistics.median(spent) / ours)
         for runner, spent in seconds.items()
     ]
 
@@ -153,18 +137,35 @@ def real_row(name: str, case: Case, suffix: str, rate: float, rounds: int) -> di
             waits.append(time.perf_counter() - begun)
             step(batch)
             seconds.append(time.perf_counter() - begun)
-    return {
-        "case": name,
-        "work": "own step",
-        "data": f"{suffix[1:]} files",
-        "runner": "fcn_jax",
-        **_figures(seconds, flops, rate),
-        "ratio": 1.0,
-        "first_call": None,
-        "wait_share": sum(waits) / sum(seconds),
-        "difference": None,
-        "note": f"waiting {100 * sum(waits) / sum(seconds):.1f} %",
-    }
+    share = sum(waits) / sum(seconds)
+    return _row(
+        *(name, "own step", "fcn_jax", seconds, flops, rate),
+        data=f"{suffix[1:]} files",
+        wait_share=share,
+        note=f"waiting {100 * share:.1f} %",
+    )
+
+
+def _row(
+    case: str,
+    work: str,
+    runner: str,
+    seconds: list[float],
+    flops: float | None,
+    rate: float,
+    *,
+    data: str = "synthetic",
+    ratio: float = 1.0,
+    first_call: float | None = None,
+    wait_share: float | None = None,
+    difference: float | None = None,
+    note: str = "",
+) -> dict[str, Any]:
+    """What one runner did, as the CSV has it."""
+    figures = _figures(seconds, flops, rate)
+    return {"case": case, "work": work, "data": data, "runner": runner, **figures, "ratio": ratio} | {
+        "first_call": first_call, "wait_share": wait_share, "difference": difference, "note": note,
+    }  # fmt: skip
 
 
 def _figures(seconds: list[float], flops: float | None, rate: float) -> dict[str, Any]:

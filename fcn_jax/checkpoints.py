@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from fcn_jax import hosts
 from fcn_jax.errors import CheckpointError
 from fcn_jax.optim import parameter_names
 from fcn_jax.state import TrainState
@@ -66,7 +67,7 @@ class Checkpoints:
 
     def __exit__(self, *exception) -> None:
         self._manager.close()
-        if not self._read_only and jax.process_index() == 0:
+        if not self._read_only and hosts.is_first():
             put_back(self.directory.parent)
 
     def latest_step(self) -> int | None:
@@ -96,7 +97,7 @@ class Checkpoints:
             raise self._damaged(step, error) from error
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+        if hosts.is_first():
             (self.directory / str(step)).rename(self.directory / f"{step}{_ASIDE}")
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} set aside")

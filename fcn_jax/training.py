@@ -151,13 +151,13 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
                     _write_pictures(config, workdir, model, used.variables, mesh, val_source, reporter)
                 return used, mean_iou
 
-            def save(step: int, current: state.TrainState, mean_iou: float | None, unscored: bool = False) -> None:
+            def save(step: int, current: state.TrainState, mean_iou: float | None, broken_off: bool = False) -> None:
                 with progress.paused(current):
                     progress.check_parameters(step, current)
                 # Without a labelled pixel in the split there is no score to rank the checkpoint by. Before the
                 # statistics of the training set there is none either: the net is not the one to be used.
                 scored = mean_iou == mean_iou and (step >= last or not config.train.statistics_batches)
-                checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None, unscored)
+                checkpoints.save(step, parallel.joined(current, mesh), mean_iou if scored else None, broken_off)
 
             if unscored:
                 preemption.worth_saving = True

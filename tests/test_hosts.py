@@ -148,6 +148,13 @@ def assert_same(found, wanted, tolerance) -> None:
         assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
 
 
+def assert_goes_on(start, workdir, wanted) -> None:
+    """Started again, the run ends in the bits of an undisturbed one."""
+    assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
+    assert_same(params(workdir), params(wanted), 0)
+    reported(workdir)
+
+
 @pytest.mark.slow
 class TestRuns:
     @pytest.fixture(scope="class")
@@ -219,7 +226,31 @@ class TestRuns:
         begun = time.monotonic()
         assert processes[1 - victim].wait(timeout=60) not in (0, 1, 2)  # which a supervisor would not start again
         assert time.monotonic() - begun < 30
-        assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
+        assert_goes_on(start, workdir, two)
+
+    def test_a_second_signal_ends_a_host_and_loses_nothing_saved(self, two, start, tmp_path):
+        workdir = tmp_path / "run"
+        processes = start(workdir)
+        until_step(workdir, 5)
+        for process in processes:
+            process.terminate()
+            process.terminate()
+        found = codes(processes)
+        # The first one may have been quick enough to save and leave.
+        assert set(found) <= {128 + signal.SIGTERM, EXIT_CODE, -signal.SIGABRT} and any(found), found
+        saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+        assert saved >= 3
+        assert_goes_on(start, workdir, two)
+
+    def test_a_supervisor_on_each_host_brings_a_lost_one_back(self, two, start, tmp_path):
+        """Each starts its own process, always at the same port."""
+        workdir = tmp_path / "run"
+        processes = start(workdir, supervised="each")
+        until_step(workdir, 5)
+        (victim,) = children(processes[1], 1)
+        os.kill(victim, signal.SIGKILL)
+        assert codes(processes) == [0, 0], printed(workdir, 0) + printed(workdir, 1)
+        assert "attempt 1: exit codes -9" in printed(workdir, 1)
         assert_same(params(workdir), params(two), 0)
         reported(workdir)
 
@@ -257,25 +288,6 @@ def test_a_supervised_run_survives_its_kills(start, tmp_path, mode):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_a_host_and_loses_nothing_saved(start, tmp_path):
-    calm, workdir = tmp_path / "calm", tmp_path / "run"
-    assert codes(start(calm)) == [0, 0], printed(calm, 0)
-    processes = start(workdir)
-    until_step(workdir, 5)
-    for process in processes:
-        process.terminate()
-        process.terminate()
-    found = codes(processes)
-    # The first one may have been quick enough to save and leave.
-    assert set(found) <= {128 + signal.SIGTERM, EXIT_CODE, -signal.SIGABRT} and any(found), found
-    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    assert saved >= 3
-    assert codes(start(workdir)) == [0, 0], printed(workdir, 0)
-    assert_same(params(workdir), params(calm), 0)
-    reported(workdir)
-
-
-@pytest.mark.slow
 def test_a_supervisor_passes_the_signal_on(start, tmp_path):
     workdir = tmp_path / "run"
     (process,) = start(workdir, supervised=True)
@@ -285,21 +297,6 @@ def test_a_supervisor_passes_the_signal_on(start, tmp_path):
     assert "attempt 1: exit codes 75, 75" in printed(workdir, 0)
     (process,) = start(workdir, supervised=True)
     assert process.wait(timeout=200) == 0, printed(workdir, 0)
-    reported(workdir)
-
-
-@pytest.mark.slow
-def test_a_supervisor_on_each_host_brings_a_lost_one_back(start, tmp_path):
-    """Each starts its own process, always at the same port."""
-    calm, workdir = tmp_path / "calm", tmp_path / "run"
-    assert codes(start(calm)) == [0, 0], printed(calm, 0)
-    processes = start(workdir, supervised="each")
-    until_step(workdir, 5)
-    (victim,) = children(processes[1], 1)
-    os.kill(victim, signal.SIGKILL)
-    assert codes(processes) == [0, 0], printed(workdir, 0) + printed(workdir, 1)
-    assert "attempt 1: exit codes -9" in printed(workdir, 1)
-    assert_same(params(workdir), params(calm), 0)
     reported(workdir)
 
 

@@ -75,7 +75,6 @@ def test_in_an_evaluation(monkeypatch, uninterrupted, tmp_path, capsys):
         assert max(steps_of(tmp_path)) == 6
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
             assert checkpoints.restore_params("best")[0] == 6  # for want of a score, the latest
-        with Checkpoints(tmp_path, read_only=True) as checkpoints:
             assert checkpoints.unscored(6)
         # The evaluation of step 6 is begun, and broken off again.
         with pytest.raises(Preempted, match="left after step 6"):

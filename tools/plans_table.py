@@ -27,7 +27,7 @@ def main() -> int:
     derive = [name for name in options.derive.split(",") if name]
     for path in options.plans:
         plan = json.loads(path.read_text())
-        if not isinstance(plan, dict) or "roofline" not in plan.get("step", {}):
+        if not isinstance(plan, dict) or "roofline" not in plan.get("step", {}) or "slices" not in plan:
             print(
                 f"error: {path} is no plan of a step on a slice, as --topology=local, --latency, --compare and --sweep "
                 "are none",
@@ -52,7 +52,7 @@ def rows(plan: dict[str, Any], derive: list[str]) -> Iterator[str]:
     yield _row(name, plan["topology"], plan["step"], most, "compiled")
     if "largest_step" in plan:
         yield _row(name, plan["topology"], plan["largest_step"], "", "compiled")
-    for other in plan.get("slices", ()):
+    for other in plan["slices"]:
         if other["topology"] in derive and other["derived"]:
             line = {key: other[key] for key in ("step", "bound", "images_per_second")}
             yield _row(name, other["topology"], plan["step"] | {"roofline": line}, most, "derived")

@@ -64,11 +64,11 @@ def main() -> int:
         key = f"{net} {part} {version()}"
         if key not in known:
             known[key] = check(net, part)
-            options.results.parent.mkdir(parents=True, exist_ok=True)
-            with options.results.open("a") as file:
-                # Behind a line break: a line before that was cut short takes none with it.
-                # What may be a fault of the moment is asked for again.
-                if "passing" not in known[key]:
+            # What may be a fault of the moment is asked for again.
+            if "passing" not in known[key]:
+                options.results.parent.mkdir(parents=True, exist_ok=True)
+                with options.results.open("a") as file:
+                    # Behind a line break: a line before that was cut short takes none with it.
                     file.write("\n" + json.dumps({"key": key, "result": known[key]}) + "\n")
         head, line = comparison_lines([known[key]], [f"{net:<36}"])
         print(line if place else f"{head}\n{line}", flush=True)

@@ -50,9 +50,15 @@ class Question:
         return float((self.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", 0))
 
     def compile(self, per_device: int | None = None) -> Program:
-        """The step for that many images on each device, or for those asked. Raises TooLarge."""
+        """The step for that many images on each device, or for those asked.
+
+        Raises TooLarge, also where the compiler lets pass what is larger than a device's memory.
+        """
         share = per_device or self.per_device
-        return compile_step(self.assembly, self.mesh, self.size, share, self.class_weights, self.remember)
+        program = compile_step(self.assembly, self.mesh, self.size, share, self.class_weights, self.remember)
+        if self.available and program.memory.total > self.available:
+            raise TooLarge(f"{program.memory.total / 2**30:.1f} GiB needed")
+        return program
 
 
 def ask(
@@ -92,7 +98,7 @@ def answer(
     start = time.monotonic()
     config, part, mesh = question.assembly.config, question.part, question.mesh
     try:
-        program = _fitting(question, question.per_device)
+        program = question.compile()
     except TooLarge as shortage:
         smaller = (
             f"fewer than {question.per_device} images a device (data.batch_size)"
@@ -145,14 +151,6 @@ def latency(question: Question) -> dict[str, Any]:
     return figures.of_prediction(question.assembly, question.part, question.size, program)
 
 
-def _fitting(question: Question, share: int) -> Program:
-    """The step for so many images on each device. Raises TooLarge, also where only its figures tell that."""
-    program = question.compile(share)
-    if question.available and program.memory.total > question.available:
-        raise TooLarge(f"{program.memory.total / 2**30:.1f} GiB needed")
-    return program
-
-
 def sweep(question: Question) -> Iterator[dict[str, Any]]:
     """The steps of one part, two, four … images a device, until they do not fit.
 
@@ -163,7 +161,7 @@ def sweep(question: Question) -> Iterator[dict[str, Any]]:
     share = question.multiple
     while True:
         try:
-            yield _figures(question, _fitting(question, share))
+            yield _figures(question, question.compile(share))
         except TooLarge as shortage:
             yield {"images_a_device": share, "too_large": f"{share} images a device do not fit: {shortage}"}
             return
@@ -188,7 +186,7 @@ def compare(
         label = ", ".join(f"{field}={value}" for field, value in combination)
         question = ask(variant, part, size, classes, remember)
         try:
-            yield label, _figures(question, _fitting(question, question.per_device))
+            yield label, _figures(question, question.compile())
         except TooLarge as shortage:
             yield label, {"too_large": f"does not fit: {shortage}"}
 
