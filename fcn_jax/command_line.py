@@ -13,10 +13,8 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax import compilations, hosts
-from fcn_jax.errors import ConfigError, HostLost, UserError, did_you_mean
+from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean
 from fcn_jax.preemption import EXIT_CODE, Preempted
-
-CRASHED = 70  # EX_SOFTWARE of sysexits.h: a fault of ours, or of the machine's
 
 # What a field must be, by what Python says of text that it cannot read as that.
 _FORMS = {

@@ -6,6 +6,9 @@ The commands print such an error as one line and exit; everything else is a bug 
 import difflib
 from collections.abc import Iterable
 
+# EX_SOFTWARE of sysexits.h, with which a command ends on everything else: a fault of ours, or of the machine's.
+CRASHED = 70
+
 
 def did_you_mean(given: object, choices: Iterable[str]) -> str:
     """The end of such a line, `; did you mean 'fcn8s'?`, or nothing where no choice is close."""

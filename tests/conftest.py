@@ -3,6 +3,7 @@
 import atexit
 import functools
 import gc
+import importlib.util
 import json
 import os
 import shutil
@@ -88,6 +89,15 @@ def shared() -> Path:
     if not (folder / "parity").is_dir():
         pytest.skip("shared data not found")
     return folder
+
+
+@pytest.fixture
+def libtpu() -> None:
+    """The test compiles for TPUs: it is skipped where their compiler is missing, or fails where it must be there."""
+    if importlib.util.find_spec("libtpu") is None:
+        if os.environ.get("FCN_JAX_REQUIRE_LIBTPU") == "1":
+            pytest.fail("libtpu is not installed, and FCN_JAX_REQUIRE_LIBTPU=1 asks for it")
+        pytest.skip("libtpu is not installed")
 
 
 @pytest.fixture(scope="module")

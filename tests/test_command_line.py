@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from fcn_jax import command_line
-from fcn_jax.errors import ConfigError, DataError
+from fcn_jax.errors import CRASHED, ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,7 +119,7 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
     assert ends == [1, None]
     with pytest.raises(SystemExit) as end:  # a bug keeps its traceback
         command_line.run(lambda arguments: 1 // 0)
-    assert end.value.code == command_line.CRASHED
+    assert end.value.code == CRASHED
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 

@@ -305,7 +305,23 @@ def test_the_supervisor_starts_again_what_may_go_on(code, attempts):
     command = [sys.executable, "tools/supervise.py", "--restarts=2", "--", sys.executable, "-c", f"exit({code})"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("attempt") == attempts
-    assert done.returncode == (1 if code >= 70 else code)
+    assert done.returncode == (1 if code == EXIT_CODE else code)
+
+
+@pytest.mark.parametrize(("gained", "attempts"), [(False, 3), (True, 5)])
+def test_the_supervisor_gives_up_what_crashes_and_gains_nothing(tmp_path, gained, attempts):
+    """A run of two checkpoints; each crash behind a new one begins the count anew."""
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys, pathlib; found = list(pathlib.Path(sys.argv[1].split('=')[1], 'checkpoints').iterdir())\n"
+        f"if {gained} and len(found) < 4: (found[0].parent / str(3 * len(found))).mkdir()\n"
+        "sys.exit(70)"
+    )
+    command = [sys.executable, "tools/supervise.py", "--", sys.executable, str(script), f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("attempt") == attempts, done.stdout
+    assert (done.returncode, done.stderr) == (70, "3 crashes without a new checkpoint: not started again\n")
 
 
 @pytest.mark.slow

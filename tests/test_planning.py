@@ -166,10 +166,10 @@ def narrow(name: str, **fields):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize("name", ["fcn8s", "segnet"])
 def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
     """It computes in bfloat16 where that is asked, waits for no host, and neither scatters nor gathers."""
-    pytest.importorskip("libtpu", reason="libtpu is not installed")
     question = planning.ask(narrow(name), slices.parse("v5e:2x2"), size="64x96")
     compiled = question.compile()
     text = CompiledText(compiled.text)
@@ -186,6 +186,21 @@ def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
     assert kinds.get("all-gather", 0) < 0.01 * kinds["all-reduce"]
     assert 1 <= kinds["all-reduce"] / compiled.memory.parameters < 1.1
     assert compiled.memory.results < 2**16  # the state is given back in place
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+def test_a_sharded_state_is_compiled_for_a_slice_that_is_not_here():
+    """Each chip holds a fourth of the large kernels and of their momentum, and no gradient is summed as a whole."""
+    config = narrow("fcn8s")
+    config.parallel.update(mode="mesh", shard_state=True)
+    question = planning.ask(config, slices.parse("v5e:2x2"), size="64x96")
+    compiled = question.compile()
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(question.assembly.variables["params"]))
+    assert 1 / 4 < compiled.memory.parameters / whole < 0.3 > compiled.memory.optimizer / whole
+    kinds = {each.kind: each.size for each in CompiledText(compiled.text).collectives()}
+    assert kinds["all-gather"] > 0 and kinds["all-reduce"] < whole / 4
+    assert compiled.memory.results < 2**16
 
 
 def test_what_was_compiled_is_remembered(tmp_path, monkeypatch):

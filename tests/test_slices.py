@@ -44,8 +44,9 @@ def test_every_family_goes_from_the_smallest_to_256_chips():
         assert [slices.parse(str(part)) for part in slices.family(chip)] == slices.family(chip)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
 def test_the_compiler_knows_every_slice_of_the_table():
-    pytest.importorskip("libtpu", reason="libtpu is not installed")
     for name in ("v5e:1x1", "v5e:4x4", "v4:2x2x1", "v5p:2x2x2", "v6e:2x4"):
         part = slices.parse(name)
         assert len(slices.devices(part)) == part.device_count
