@@ -1,13 +1,14 @@
 """One step on many devices; `hosts.py` has what several processes have to agree on.
 
 One step function (`steps.py`) runs in either of two ways. `pmap` maps it over the devices, each with its share of
-the batch, and completes the sums by collectives; `mesh` compiles it for the whole batch, sharded over a mesh, and
-leaves the rest to XLA. State is replicated and never stacked, or on request, under `mesh`, sharded: each device then
-keeps its share of the large parameters and of their buffers, and borrows the others' while it computes (ZeRO:
-Rajbhandari et al., SC 2020). Either way a checkpoint looks the same from any number of devices.
+the batch, and completes the sums by collectives; `mesh` compiles it for the whole batch, sharded over a mesh, maps net
+and gradients over the devices, and leaves the optimizer to XLA. State is replicated and never stacked, or on request,
+under `mesh`, sharded: each device then keeps its share of the large parameters and of their buffers, borrows the
+others' for the net, and gets its share of the summed gradients (ZeRO: Rajbhandari et al., SC 2020). Left to itself XLA
+splits layers instead of images: FCN-8s on v5e:4x4 moved 67 GiB a step in place of 10, and devices sent 1,176 times.
+Either way a checkpoint looks the same from any number of devices.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fcn_jax.errors import ConfigError
-from fcn_jax.ops.convolution import over_several_devices
 
 MODES = ("pmap", "mesh")
 _AXIS = "data"
@@ -52,29 +52,55 @@ def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True, shard_state:
     """`step(state, batch)` compiled for the whole batch, sharded over the mesh; results are replicated.
 
     With `shard_state` the state is taken as `put_state` sharded it, and a step that is given its state to keep
-    (`donate_state`) leaves the new one, the first of its results, in the same places.
+    (`donate_state`; `steps.make_train_step`) leaves the new one, the first of its results, in the same places.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def spread(*arguments: Any) -> Any:
-        with over_several_devices() if mesh.size > 1 else contextlib.nullcontext():
-            results = step(*arguments)
+    def keeping(state: Any, batch: Any) -> Any:
+        state, *others = step(state, batch, across=partial(_across, mesh, shard_state))
         if not shard_state:
-            return results
-        if not donate_state:
-            return jax.lax.with_sharding_constraint(results, replicated)
-        state, *others = results
+            return state, *others
         state = jax.lax.with_sharding_constraint(state, _shardings(state, mesh, shard_state))
         return state, *jax.lax.with_sharding_constraint(others, replicated)
 
+    def reading(state: Any, batch: Any) -> Any:
+        specs = PartitionSpec(), PartitionSpec(_AXIS)
+        mapped = partial(step, axis_name=_AXIS)
+        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(state, batch)
+
     return jax.jit(
-        spread,
+        keeping if donate_state else reading,
         # None: where the state lies already.
         in_shardings=(None if shard_state else replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
-        out_shardings=None if shard_state else replicated,
+        out_shardings=None if shard_state and donate_state else replicated,
         donate_argnums=(0,) if donate_state else (),
         compiler_options=_in_order(mesh) if shard_state else None,
     )
+
+
+def _across(mesh: Mesh, shard_state: bool, found_by: Callable, params: Any, begun: Any, batch: Any) -> Any:
+    """`found_by(params, begun, batch, axis_name)` on each device, for its images; and the sum of all gradients.
+
+    What each holds a share of is gathered before, and of that gradient each gets its share alone.
+    """
+    held = jax.tree.map(lambda each: each.spec, _shardings(params, mesh, shard_state))
+
+    def gathered(share: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.all_gather(share, _AXIS, axis=len(spec) - 1, tiled=True) if spec else share
+
+    def summed(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if not spec:
+            return jax.lax.psum(gradient, _AXIS)
+        return jax.lax.psum_scatter(gradient, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
+
+    def each(shares: Any, begun: Any, batch: Any) -> Any:
+        found, gradients = found_by(jax.tree.map(gathered, shares, held), begun, batch, _AXIS)
+        return found, jax.tree.map(summed, gradients, held)
+
+    whole, split = PartitionSpec(), PartitionSpec(_AXIS)
+    specs = {"in_specs": (held, whole, split), "out_specs": (whole, held)}
+    # Of what is summed it cannot be seen that it is the same everywhere, where a net says so itself (batch norm).
+    return jax.shard_map(each, mesh=mesh, **specs, check_vma=False)(params, begun, batch)
 
 
 def wrap_step(step: Callable, mesh: Mesh, mode: str, donate_state: bool = True, shard_state: bool = False) -> Callable:

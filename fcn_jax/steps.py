@@ -1,7 +1,7 @@
 """What one training or evaluation step computes: pure functions of arrays.
 
 The same function is pmapped over devices, jitted over a mesh, vmapped over seeds and compiled for hardware that is not
-here. Under pmap `axis_name` names the axis over which sums are completed; everywhere else it is None.
+here. `axis_name` names the axis of devices over which sums are completed; on one device it is None.
 
 A net with several heads has logits, labels, losses and matrices in a dict by head; its loss is the sum of its heads'.
 An auxiliary head has logits in training and no labels of its own: it learns from the net's, with a weight.
@@ -47,7 +47,7 @@ def make_train_step(
     frozen: Iterable[str] = (),
     seed: int | jax.Array = 0,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """Gives `train_step(state, batch, axis_name=None) -> (state, report)`.
+    """Gives `train_step(state, batch, axis_name=None, across=…) -> (state, report)`.
 
     The batch holds `image` f32 `[b h w c]`, `label` `[b h w]` and `index` i32 `[b]`, each example's place in the global
     batch. What is differentiated is `loss(logits, labels)` summed over all devices, divided as NORMALIZATIONS says; an
@@ -61,20 +61,26 @@ def make_train_step(
     The report holds `loss_sum` and `pixels` (what the loss counts), whose quotient is the mean loss, and
     `gradient_norms`, one for each parameter. A step that meets a non-finite loss or gradient reports so and leaves
     parameters, statistics and buffers as they were, so that what caused it can be looked at.
+
+    Under a mesh the net and its gradients run on each device by itself, and the optimizer for all at once:
+    `across(found_by, params, (step, batch_stats), batch)` brings the former about, and sums the gradients.
     """
     frozen = tuple(frozen)
 
-    def train_step(state: TrainState, batch: Batch, axis_name: str | None = None):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+    def found_by(params: Any, begun: tuple[jax.Array, Any], batch: Batch, axis_name: str | None):
+        """Counts and losses by head and running statistics, of all devices; and this device's gradients."""
+        step, batch_stats = begun
+        variables = {"params": params, "batch_stats": batch_stats}
+        key = jax.random.fold_in(jax.random.key(seed), step)
         if at_scores:
-            batch = batch | {"label": _at_scores(model, state.variables, batch)}
+            batch = batch | {"label": _at_scores(model, variables, batch)}
         resampling = None
         if fused and loss.by_parts and not at_scores:
             share = batch["image"].shape[0] // accumulate
-            resampling = _last_resampling(model, state.variables, batch["image"][:share])
+            resampling = _last_resampling(model, variables, batch["image"][:share])
         coarse: dict[str, Any] = {"upsample": False} if at_scores or resampling is not None else {}
         # Only a net with batch norm has use for the other devices while it runs.
-        net = model.clone(axis_name=axis_name) if state.batch_stats else model
+        net = model.clone(axis_name=axis_name) if batch_stats else model
 
         def over_devices(tree):
             return tree if axis_name is None else lax.psum(tree, axis_name)
@@ -111,15 +117,15 @@ def make_train_step(
 
         def part_sums(batch_stats, part, divisors):
             gradient = jax.value_and_grad(rematerialised(loss_of, remat), has_aux=True)
-            (_, (sums, batch_stats)), gradients = gradient(state.params, batch_stats, part, divisors)
+            (_, (sums, batch_stats)), gradients = gradient(params, batch_stats, part, divisors)
             return batch_stats, (sums, gradients)
 
         if accumulate == 1:
             first = {head: divisor[0] for head, divisor in divisors.items()}
-            batch_stats, totals = part_sums(state.batch_stats, batch, first)
+            batch_stats, (sums, gradients) = part_sums(batch_stats, batch, first)
         else:
             first = jax.tree.map(lambda x: x[0], (parts, divisors))
-            shapes = jax.eval_shape(part_sums, state.batch_stats, *first)[1]
+            shapes = jax.eval_shape(part_sums, batch_stats, *first)[1]
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
             def add_part(carry, part):
@@ -127,14 +133,28 @@ def make_train_step(
                 batch_stats, more = part_sums(batch_stats, *part)
                 return (batch_stats, jax.tree.map(jnp.add, totals, more)), None
 
-            (batch_stats, totals), _ = lax.scan(add_part, (state.batch_stats, zeros), (parts, divisors))
-        sums, gradients = over_devices(totals)
+            (batch_stats, (sums, gradients)), _ = lax.scan(add_part, (batch_stats, zeros), (parts, divisors))
+        counted = {head: jnp.sum(each) for head, each in counts.items()}
+        return (counted, over_devices(sums), batch_stats), gradients
+
+    def train_step(
+        state: TrainState,
+        batch: Batch,
+        axis_name: str | None = None,
+        across: Callable[..., Any] | None = None,
+    ):
+        arguments = state.params, (state.step, state.batch_stats), batch
+        if across is not None:
+            found, gradients = across(found_by, *arguments)
+        else:
+            found, gradients = found_by(*arguments, axis_name)
+            gradients = gradients if axis_name is None else lax.psum(gradients, axis_name)
+        counted, sums, batch_stats = found
         norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))).astype(jnp.float32) for g in jax.tree.leaves(gradients)])
         sound = jnp.isfinite(sum(sums.values())) & jnp.all(jnp.isfinite(norms))
 
         params, opt_state = _learned(optimizer, sound, gradients, state.params, state.opt_state)
         batch_stats = _chosen(sound, batch_stats, state.batch_stats)
-        counted = {head: jnp.sum(each) for head, each in counts.items()}
         report = {"loss_sum": only_head(sums), "pixels": only_head(counted), "gradient_norms": norms}
         return TrainState(state.step + 1, params, batch_stats, opt_state), report
 

@@ -79,6 +79,21 @@ def test_collectives_count_their_values(text):
     ]
 
 
+def test_what_is_gathered_behind_other_work_counts_once():
+    """In three fusions of one chain, of which one brings it under way, and the last one ends it."""
+    fused = """%fused_{0} (param_0.{0}: f32[32]) -> f32[128] {{
+  %param_0.{0} = f32[32]{{0:T(128)}} parameter(0)
+  ROOT %gathered.{0} = f32[128]{{0:T(128)}} all-gather(%param_0.{0}), dimensions={{0}}, frontend_attributes={{chain_id="7"}}
+}}
+
+"""
+    called = "  %more.{0} = f32[128]{{0:T(128)}} fusion(%a), kind=kCustom, calls=%fused_{0}\n"
+    text = "".join(map(fused.format, range(3))) + TEXT.partition("\n\n")[2]
+    text = text.replace("  ROOT %result", "".join(map(called.format, range(3))) + "  ROOT %result")
+    gathers = CompiledText(text).collectives()[0]
+    assert gathers == Collective("all-gather", 2, 4 * (128 + 32))
+
+
 def test_copies_and_padding_name_their_origin(text):
     (size, what, origin), *others = text.copies()
     assert (size, what, origin, others) == (25 * 8 * 128 * 4, "f32[4,5,21]", "jit(step)/transpose", [])

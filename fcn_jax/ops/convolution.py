@@ -51,9 +51,7 @@ time, so that they stay in the cache and never take much memory. Groups are comp
 last, is a matrix, unless channels are few.
 """
 
-import contextlib
-import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -72,7 +70,6 @@ _BAND_CELLS = 4096  # of a map of few channels, for the sake of precision
 _MOST_INPUTS = 32  # channels in for each one out
 _FEWEST_FOR_ONE = 4  # columns that are wanted for each one more
 _PATCH_VALUES = 2**20  # made at a time
-_ON_ONE_DEVICE = contextvars.ContextVar("on_one_device", default=True)
 
 
 def conv2d(
@@ -90,13 +87,13 @@ def conv2d(
     `h' = floor((h + 2·padding − dilation·(k − 1) − 1) / stride) + 1`, as in Caffe and PyTorch. Of several groups each
     computes its share of the outputs, in order, from its share of the inputs.
     """
-    y = _conv2d(x, kernel, stride, padding, dilation, groups, precision, _ON_ONE_DEVICE.get())
+    y = _conv2d(x, kernel, stride, padding, dilation, groups, precision)
     return rematerialisation.mark(y, rematerialisation.CONVOLUTION)
 
 
 # Inlined, it leaves no trace in the program; but layers alike, and the same net again, are traced once.
-@partial(jax.jit, static_argnums=range(2, 8), inline=True)
-def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_device):
+@partial(jax.jit, static_argnums=range(2, 7), inline=True)
+def _conv2d(x, kernel, stride, padding, dilation, groups, precision):
     native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=groups, precision=precision)
 
     def by_groups(x, kernel):
@@ -112,7 +109,7 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision, on_one_devi
         return _patches_times_matrix(x, kernel, stride, padding, dilation, precision)
 
     def by_fastest(x, kernel):
-        by_bands = on_one_device and _gains_by_bands(x, kernel, stride, padding, dilation)
+        by_bands = _gains_by_bands(x, kernel, stride, padding, dilation)
         along_kernel = _band_by_band if by_bands else _native
         return _by_fastest(x, kernel, stride, padding, dilation, precision, along_kernel)
 
@@ -136,19 +133,6 @@ def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
         return False
     smaller = min(size) + 2 * padding < 2 * max(kernel[:2])
     return smaller or (size[0] * size[1] <= _SMALL_MAP and min(kernel[2:]) >= 2 * _MANY_CHANNELS)
-
-
-@contextlib.contextmanager
-def over_several_devices() -> Iterator[None]:
-    """A context for tracing programs that a compiler spreads over devices: kernel gradients are XLA's own there.
-
-    Band by band, each device's share of a batch would be added to the others' at every band.
-    """
-    token = _ON_ONE_DEVICE.set(False)
-    try:
-        yield
-    finally:
-        _ON_ONE_DEVICE.reset(token)
 
 
 def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> bool:

@@ -166,18 +166,41 @@ class CompiledText:
     def collectives(self) -> list[Collective]:
         """What devices send each other a step, by kind."""
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for computation, instruction, times in self.run():
+        for scope, instruction, times in self._sending():
             kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                given = instruction.arrays
-                if kind in ("all-gather", "reduce-scatter"):  # all others give as much as they get
-                    scope = self.computations[computation]
-                    given = [array for name in instruction.operands if name in scope for array in scope[name].arrays]
-                elif instruction.opcode.endswith("-start"):  # operands and results, side by side
-                    given = given[: max(len(instruction.operands), 1)]
-                counts[kind][0] += times
-                counts[kind][1] += times * sum(array.values for array in given)
+            given = instruction.arrays
+            if kind in ("all-gather", "reduce-scatter"):  # all others give as much as they get
+                given = [array for name in instruction.operands if name in scope for array in scope[name].arrays]
+            elif instruction.opcode.endswith("-start"):  # operands and results, side by side
+                given = given[: max(len(instruction.operands), 1)]
+            counts[kind][0] += times
+            counts[kind][1] += times * sum(array.values for array in given)
         return [Collective(kind, *both) for kind, both in counts.items()]
+
+    def _sending(self) -> Iterator[tuple[dict[str, Instruction], Instruction, int]]:
+        """Each collective once, its computation, and how often it is run.
+
+        One that is done behind other work is in every fusion that brings it a bit further, all of one chain.
+        """
+        chains = set()
+        for computation, instruction, times in self.run():
+            outside = self.computations[computation]
+            within = [(scope, each) for scope in self._called(instruction) for each in scope.values()]
+            for scope, each in [(outside, instruction), *within]:
+                if each.opcode.removesuffix("-start") in COLLECTIVES:
+                    chain = re.search(r'chain_id="\d+"', each.rest)
+                    if chain is None or chain[0] not in chains:
+                        yield scope, each, times
+                    if chain is not None:
+                        chains.add(chain[0])
+
+    def _called(self, instruction: Instruction) -> Iterator[dict[str, Instruction]]:
+        """The computations that make up a fusion."""
+        called = instruction.called("calls") if instruction.opcode in ("fusion", "async-start") else None
+        if called in self.computations:
+            yield self.computations[called]
+            for each in self.computations[called].values():
+                yield from self._called(each)
 
     def operand_types(self, instruction: Instruction) -> set[str]:
         """The types of an instruction's operands."""
@@ -199,16 +222,9 @@ class CompiledText:
             or (each.opcode == "custom-call" and re.search(r'custom_call_target="[^"]*(callback|Host)', each.rest))
         ]
 
-    def _inside(self, instruction: Instruction) -> list[Instruction]:
-        called = instruction.called("calls") if instruction.opcode in ("fusion", "async-start") else None
-        return self._whole(called) if called in self.computations else []
-
     @functools.cache  # noqa: B019  a program is looked at by one short-lived object
-    def _whole(self, computation: str) -> list[Instruction]:
-        found = []
-        for each in self.computations[computation].values():
-            found += [each, *self._inside(each)]
-        return found
+    def _inside(self, instruction: Instruction) -> list[Instruction]:
+        return [each for computation in self._called(instruction) for each in computation.values()]
 
     def _traffic(self, computation: str, instruction: Instruction) -> int:
         """Bytes that one run of an instruction reads and writes."""
