@@ -140,7 +140,7 @@ class OwnStep:
         begun = state.create(jax.device_put(drawn["params"]), optimizer, drawn.get("batch_stats"))
         self._state = parallel.put_state(begun, self._mesh)
         self._make = steps.make_train_step(model, optimizer, normalization=config.loss.normalization)
-        self._step = parallel.wrap_step(self._make, self._mesh, mode)
+        self._step = parallel.wrap_train_step(self._make, self._mesh, mode)
         self._batch = self.put(
             {
                 "image": draws.blob(case.images, *case.size),

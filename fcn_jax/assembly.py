@@ -57,7 +57,9 @@ class Assembly:
     def compiled_train_step(self, mesh: Mesh, class_weights: np.ndarray | None = None) -> Callable[..., Any]:
         """The step as a run calls it, on the devices of `mesh`: `(state, batch) -> (state, report)`."""
         options = self.config.parallel
-        return parallel.wrap_step(self.train_step(class_weights), mesh, options.mode, shard_state=options.shard_state)
+        return parallel.wrap_train_step(
+            self.train_step(class_weights), mesh, options.mode, shard_state=options.shard_state
+        )
 
 
 def assemble(config: experiment.Config, info: Info) -> Assembly:

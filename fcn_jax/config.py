@@ -142,7 +142,7 @@ def default() -> Config:
     config.train.statistics_batches = 0  # at the end batch norm's statistics are computed over so many; 0: running ones
 
     config.parallel = ConfigDict()
-    config.parallel.mode = "pmap"  # or "mesh": one program for the whole batch
+    config.parallel.mode = "pmap"  # or "mesh": jit over a named mesh
     config.parallel.shard_state = False  # under "mesh": each device keeps a share of parameters and momentum alone
     config.deterministic = False  # GPU: operations that give the same bits every time, at some cost
     return config

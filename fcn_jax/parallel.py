@@ -5,8 +5,8 @@ the batch, and completes the sums by collectives; `mesh` compiles it for the who
 and gradients over the devices, and leaves the optimizer to XLA. State is replicated and never stacked, or on request,
 under `mesh`, sharded: each device then keeps its share of the large parameters and of their buffers, borrows the
 others' for the net, and gets its share of the summed gradients (ZeRO: Rajbhandari et al., SC 2020). Left to itself XLA
-splits layers instead of images: FCN-8s on v5e:4x4 moved 67 GiB a step in place of 10, and devices sent 1,176 times.
-Either way a checkpoint looks the same from any number of devices.
+splits layers instead of images, and sends activations around. Either way a checkpoint looks the same from any number
+of devices.
 """
 
 import math
@@ -48,42 +48,52 @@ def pmap_step(step: Callable, mesh: Mesh, donate_state: bool = True) -> Callable
     )
 
 
-def jit_step(step: Callable, mesh: Mesh, donate_state: bool = True, shard_state: bool = False) -> Callable:
-    """`step(state, batch)` compiled for the whole batch, sharded over the mesh; results are replicated.
+def wrap_train_step(step: Callable, mesh: Mesh, mode: str, shard_state: bool = False) -> Callable:
+    """`step(state, batch)` of `steps.make_train_step` on the devices of a mesh, as a config's `parallel.mode` says.
 
-    With `shard_state` the state is taken as `put_state` sharded it, and a step that is given its state to keep
-    (`donate_state`; `steps.make_train_step`) leaves the new one, the first of its results, in the same places.
+    The state is donated, and the new one lies where it lay: whole on every device, or, under `mesh` with `shard_state`,
+    as `put_state` sharded it. The report is replicated. Under `pmap` no state is sharded.
     """
-    replicated = NamedSharding(mesh, PartitionSpec())
+    if mode == "pmap":
+        return pmap_step(step, mesh)
 
-    def keeping(state: Any, batch: Any) -> Any:
-        state, *others = step(state, batch, across=partial(_across, mesh, shard_state))
-        if not shard_state:
-            return state, *others
-        state = jax.lax.with_sharding_constraint(state, _shardings(state, mesh, shard_state))
-        return state, *jax.lax.with_sharding_constraint(others, replicated)
+    def on_mesh(state: Any, batch: Any) -> Any:
+        state, report = step(state, batch, across=partial(_on_each_device, mesh, shard_state))
+        return jax.lax.with_sharding_constraint(state, _shardings(state, mesh, shard_state)), report
 
-    def reading(state: Any, batch: Any) -> Any:
-        specs = PartitionSpec(), PartitionSpec(_AXIS)
-        mapped = partial(step, axis_name=_AXIS)
-        return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(state, batch)
+    return _jitted(on_mesh, mesh, shard_state, out_shardings=(None, NamedSharding(mesh, PartitionSpec())), donate=True)
 
+
+def wrap_eval_step(step: Callable, mesh: Mesh, mode: str, shard_state: bool = False) -> Callable:
+    """`step(variables, batch)` of `steps.make_eval_step`, likewise; the variables stay, and are gathered if sharded."""
+    if mode == "pmap":
+        return pmap_step(step, mesh, donate_state=False)
+    whole, split = PartitionSpec(), PartitionSpec(_AXIS)
+    mapped = jax.shard_map(
+        partial(step, axis_name=_AXIS), mesh=mesh, in_specs=(whole, split), out_specs=whole, check_vma=False
+    )
+    return _jitted(mapped, mesh, shard_state, out_shardings=NamedSharding(mesh, whole), donate=False)
+
+
+def _jitted(step: Callable, mesh: Mesh, shard_state: bool, out_shardings: Any, donate: bool) -> Callable:
+    """`step(state, batch)` compiled for the whole batch, sharded over the mesh."""
+    # None: where the state lies already.
+    state = None if shard_state else NamedSharding(mesh, PartitionSpec())
     return jax.jit(
-        keeping if donate_state else reading,
-        # None: where the state lies already.
-        in_shardings=(None if shard_state else replicated, NamedSharding(mesh, PartitionSpec(_AXIS))),
-        out_shardings=None if shard_state and donate_state else replicated,
-        donate_argnums=(0,) if donate_state else (),
+        step,
+        in_shardings=(state, NamedSharding(mesh, PartitionSpec(_AXIS))),
+        out_shardings=out_shardings,
+        donate_argnums=(0,) if donate else (),
         compiler_options=_in_order(mesh) if shard_state else None,
     )
 
 
-def _across(mesh: Mesh, shard_state: bool, found_by: Callable, params: Any, begun: Any, batch: Any) -> Any:
-    """`found_by(params, begun, batch, axis_name)` on each device, for its images; and the sum of all gradients.
+def _on_each_device(mesh: Mesh, shard_state: bool, compute: Callable, params: Any, begun: Any, batch: Any) -> Any:
+    """`compute(params, begun, batch, axis_name)` on each device, for its images; and the sum of all gradients.
 
     What each holds a share of is gathered before, and of that gradient each gets its share alone.
     """
-    held = jax.tree.map(lambda each: each.spec, _shardings(params, mesh, shard_state))
+    specs = jax.tree.map(lambda sharding: sharding.spec, _shardings(params, mesh, shard_state))
 
     def gathered(share: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.all_gather(share, _AXIS, axis=len(spec) - 1, tiled=True) if spec else share
@@ -93,21 +103,21 @@ def _across(mesh: Mesh, shard_state: bool, found_by: Callable, params: Any, begu
             return jax.lax.psum(gradient, _AXIS)
         return jax.lax.psum_scatter(gradient, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
 
-    def each(shares: Any, begun: Any, batch: Any) -> Any:
-        found, gradients = found_by(jax.tree.map(gathered, shares, held), begun, batch, _AXIS)
-        return found, jax.tree.map(summed, gradients, held)
+    def device_step(shares: Any, begun: Any, batch: Any) -> Any:
+        found, gradients = compute(jax.tree.map(gathered, shares, specs), begun, batch, _AXIS)
+        return found, jax.tree.map(summed, gradients, specs)
 
-    whole, split = PartitionSpec(), PartitionSpec(_AXIS)
-    specs = {"in_specs": (held, whole, split), "out_specs": (whole, held)}
-    # Of what is summed it cannot be seen that it is the same everywhere, where a net says so itself (batch norm).
-    return jax.shard_map(each, mesh=mesh, **specs, check_vma=False)(params, begun, batch)
-
-
-def wrap_step(step: Callable, mesh: Mesh, mode: str, donate_state: bool = True, shard_state: bool = False) -> Callable:
-    """`pmap_step` or `jit_step`, by the name in a config's `parallel.mode`; under `pmap` no state is sharded."""
-    if mode == "pmap":
-        return pmap_step(step, mesh, donate_state)
-    return jit_step(step, mesh, donate_state, shard_state)
+    # Unchecked: what differs between devices is followed otherwise, and gradients would be summed twice, once by the
+    # differentiation itself.
+    everywhere, split = PartitionSpec(), PartitionSpec(_AXIS)
+    mapped = jax.shard_map(
+        device_step,
+        mesh=mesh,
+        in_specs=(specs, everywhere, split),
+        out_specs=(everywhere, specs),
+        check_vma=False,
+    )
+    return mapped(params, begun, batch)
 
 
 def put_state(state: Any, mesh: Mesh, shard_state: bool = False) -> Any:

@@ -1,7 +1,7 @@
 """What one training or evaluation step computes: pure functions of arrays.
 
 The same function is pmapped over devices, jitted over a mesh, vmapped over seeds and compiled for hardware that is not
-here. `axis_name` names the axis of devices over which sums are completed; on one device it is None.
+here. Under pmap and on a mesh `axis_name` names the axis of devices over which sums are completed; else it is None.
 
 A net with several heads has logits, labels, losses and matrices in a dict by head; its loss is the sum of its heads'.
 An auxiliary head has logits in training and no labels of its own: it learns from the net's, with a weight.
@@ -47,7 +47,7 @@ def make_train_step(
     frozen: Iterable[str] = (),
     seed: int | jax.Array = 0,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """Gives `train_step(state, batch, axis_name=None, across=…) -> (state, report)`.
+    """Gives `train_step(state, batch, axis_name=None, across=None) -> (state, report)`.
 
     The batch holds `image` f32 `[b h w c]`, `label` `[b h w]` and `index` i32 `[b]`, each example's place in the global
     batch. What is differentiated is `loss(logits, labels)` summed over all devices, divided as NORMALIZATIONS says; an
@@ -63,11 +63,11 @@ def make_train_step(
     parameters, statistics and buffers as they were, so that what caused it can be looked at.
 
     Under a mesh the net and its gradients run on each device by itself, and the optimizer for all at once:
-    `across(found_by, params, (step, batch_stats), batch)` brings the former about, and sums the gradients.
+    `across(compute, params, (step, batch_stats), batch)` brings the former about, and sums the gradients.
     """
     frozen = tuple(frozen)
 
-    def found_by(params: Any, begun: tuple[jax.Array, Any], batch: Batch, axis_name: str | None):
+    def compute(params: Any, begun: tuple[jax.Array, Any], batch: Batch, axis_name: str | None):
         """Counts and losses by head and running statistics, of all devices; and this device's gradients."""
         step, batch_stats = begun
         variables = {"params": params, "batch_stats": batch_stats}
@@ -145,9 +145,9 @@ def make_train_step(
     ):
         arguments = state.params, (state.step, state.batch_stats), batch
         if across is not None:
-            found, gradients = across(found_by, *arguments)
+            found, gradients = across(compute, *arguments)
         else:
-            found, gradients = found_by(*arguments, axis_name)
+            found, gradients = compute(*arguments, axis_name)
             gradients = gradients if axis_name is None else lax.psum(gradients, axis_name)
         counted, sums, batch_stats = found
         norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))).astype(jnp.float32) for g in jax.tree.leaves(gradients)])

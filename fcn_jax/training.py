@@ -102,9 +102,7 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
             return asked(preemption.asked)
 
         train_step = assembly.compiled_train_step(mesh, class_weights)
-        eval_step = parallel.wrap_step(
-            steps.make_eval_step(model), mesh, mode, donate_state=False, shard_state=config.parallel.shard_state
-        )
+        eval_step = parallel.wrap_eval_step(steps.make_eval_step(model), mesh, mode, config.parallel.shard_state)
         batches = loader.train_batches(
             train_source,
             config.data.augment,

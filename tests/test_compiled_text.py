@@ -79,19 +79,27 @@ def test_collectives_count_their_values(text):
     ]
 
 
-def test_what_is_gathered_behind_other_work_counts_once():
-    """In three fusions of one chain, of which one brings it under way, and the last one ends it."""
-    fused = """%fused_{0} (param_0.{0}: f32[32]) -> f32[128] {{
-  %param_0.{0} = f32[32]{{0:T(128)}} parameter(0)
-  ROOT %gathered.{0} = f32[128]{{0:T(128)}} all-gather(%param_0.{0}), dimensions={{0}}, frontend_attributes={{chain_id="7"}}
+BEHIND = """%fused_{0} (share_{0}: f32[32], whole_{0}: f32[128], x_{0}: f32[8,128]) -> (f32[8,128], f32[32], f32[128], f32[128]) {{
+  %share_{0} = f32[32]{{0:T(128)}} parameter(0)
+  %whole_{0} = f32[128]{{0:T(128)}} parameter(1)
+  %x_{0} = f32[8,128]{{1,0:T(8,128)}} parameter(2)
+  %gathered.{0} = f32[128]{{0:T(128)}} all-gather(%share_{0}), dimensions={{0}}, frontend_attributes={{chain_id="7"}}
+  %doubled.{0} = f32[8,128]{{1,0:T(8,128)}} add(%x_{0}, %x_{0})
+  ROOT %both.{0} = (f32[8,128]{{1,0:T(8,128)}}, f32[32]{{0:T(128)}}, f32[128]{{0:T(128)}}, f32[128]{{0:T(128)}}) tuple(%doubled.{0}, %share_{0}, %whole_{0}, %gathered.{0})
 }}
 
 """
-    called = "  %more.{0} = f32[128]{{0:T(128)}} fusion(%a), kind=kCustom, calls=%fused_{0}\n"
-    text = "".join(map(fused.format, range(3))) + TEXT.partition("\n\n")[2]
-    text = text.replace("  ROOT %result", "".join(map(called.format, range(3))) + "  ROOT %result")
-    gathers = CompiledText(text).collectives()[0]
-    assert gathers == Collective("all-gather", 2, 4 * (128 + 32))
+CALLED = "  %more.{0} = (f32[8,128]{{1,0:T(8,128)}}, f32[32]{{0:T(128)}}, f32[128]{{0:T(128)}}, f32[128]{{0:T(128)}}) fusion(%a, %all, %part), kind=kOutput, calls=%fused_{0}\n"
+PART = "  %part = f32[8,128]{1,0:T(8,128)} parameter(6)\n"
+
+
+def test_what_is_gathered_behind_other_work_counts_once(text):
+    """In three fusions of one chain, each of which reads and writes what is its own alone."""
+    behind = "".join(map(BEHIND.format, range(3))) + TEXT.partition("\n\n")[2]
+    called = PART + "".join(map(CALLED.format, range(3)))
+    found = CompiledText(behind.replace("  ROOT %result", called + "  ROOT %result"))
+    assert found.collectives()[0] == Collective("all-gather", 2, 4 * (128 + 32))
+    assert found.traffic()["the rest"] - text.traffic()["the rest"] == 3 * 2 * 8 * 128 * 4
 
 
 def test_copies_and_padding_name_their_origin(text):

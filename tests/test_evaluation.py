@@ -82,14 +82,23 @@ def one_by_one(source, net):
     return [np.asarray(predict({"params": params}, spec(example["image"])[None])[0]) for example in source.examples]
 
 
-@pytest.mark.parametrize(("devices", "mode"), [(8, "pmap"), (2, "mesh")])
-def test_batches_on_devices_count_what_single_images_do(source, net, one_by_one, devices, mode):
+@pytest.mark.parametrize(("devices", "mode"), [(8, "pmap"), (2, "mesh"), (8, "shards")])
+def test_batches_on_devices_count_what_single_images_do(source, net, one_by_one, devices, mode, monkeypatch):
     """Seven images of three sizes, in batches of four, which eight devices round up."""
     model, params, spec = net
     mesh = parallel.make_mesh(jax.local_devices()[:devices])
-    eval_step = parallel.wrap_step(steps.make_eval_step(model), mesh, mode, donate_state=False)
+    monkeypatch.setattr(parallel, "_WORTH_SHARDING", 1)
+    shard_state, mode = mode == "shards", mode.replace("shards", "mesh")
+    eval_step = parallel.wrap_eval_step(steps.make_eval_step(model), mesh, mode, shard_state)
     result = only(evaluation.evaluate_net)(
-        eval_step, parallel.put_state({"params": params}, mesh), source, spec, mesh, mode, batch_size=4, threads=2
+        eval_step,
+        parallel.put_state({"params": params}, mesh, shard_state),
+        source,
+        spec,
+        mesh,
+        mode,
+        batch_size=4,
+        threads=2,
     )
     wanted = by_hand(source, one_by_one)
     np.testing.assert_array_equal(result.matrix, wanted)

@@ -54,8 +54,17 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, compile
     assert here["run_chip_hours"] == pytest.approx(8 * here["run_hours"])
     text = "\n".join(tables.plan_lines(plan))
     assert "voc" not in text.split("\n")[1] and "roofline: at least" in text and "derived" in text
-    assert "largest batch: 29 images a device" in text
+    assert "largest batch: 29 images a device, compiled" in text and "29 images: at least" in text
     json.dumps(plan)
+
+
+def test_a_plan_in_a_hurry_predicts_the_largest_batch(config, compiler):
+    plan = planning.answer(planning.ask(config, slices.parse("v5e:2x4"), size="64x64"), seconds=0)
+    assert len(compiler.asked) == 1 and "largest_step" not in plan
+    first, second = tables.capacity_lines(plan["largest"], None)
+    promised = plan["largest"]["predicted"]
+    assert promised > 2 and first.startswith(f"largest batch: {promised} images a device, predicted from 2;")
+    assert "not compiled for want of time" in second
 
 
 def test_what_a_single_chip_would_sum_among_others_is_its_gradients(config, compiler):

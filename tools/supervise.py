@@ -4,9 +4,9 @@
 
 A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
 started again and goes on from its newest checkpoint; one that failed for what a user has to mend (1 and 2) is not, nor
-one that crashed three times without a new checkpoint in its --workdir (where none is named, three times at all).
-SIGTERM is passed on, and ends the supervisor with 75 when the run has saved and left. Where each host is a machine of
-its own, a supervisor on each starts its process, and the processes wait for each other.
+one that crashed three times without a new checkpoint in its --workdir. SIGTERM is passed on, and ends the supervisor
+with 75 when the run has saved and left. Where each host is a machine of its own, a supervisor on each starts its
+process, and the processes wait for each other; that one of them has given up the others see in the --workdir.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=1, help="processes to start on this machine")
     parser.add_argument("--restarts", type=int, default=20, help="how often at most")
-    parser.add_argument("--crashes", type=int, default=3, help="how many without a new checkpoint end it")
+    parser.add_argument("--crashes", type=int, default=3, help="how many without a new checkpoint in --workdir end it")
     parser.add_argument("command", nargs="+", help="after --: the command to run")
     options = parser.parse_args()
     processes: list[subprocess.Popen] = []
@@ -44,7 +44,7 @@ def main() -> int:
             process.send_signal(number)
 
     signal.signal(signal.SIGTERM, pass_on)
-    crashes, newest = 0, newest_checkpoint(options.command)
+    progress = Progress(workdir_of(options.command), options.crashes)
     for attempt in range(options.restarts + 1):
         processes[:] = start(options.command, options.hosts)
         if leaving:  # asked while they were started
@@ -57,22 +57,52 @@ def main() -> int:
             return EXIT_CODE
         if all(code in (1, 2) for code in codes):  # else one was lost, and the others failed for that
             return codes[0]
-        before, newest = newest, newest_checkpoint(options.command)
-        crashes = (crashes if newest == before else 0) + (CRASHED in codes)
-        if crashes >= options.crashes:
-            print(f"{crashes} crashes without a new checkpoint: not started again", file=sys.stderr)
+        if progress.hopeless(crashed=CRASHED in codes):
+            print("crashed again and again without a new checkpoint: not started again", file=sys.stderr)
             return CRASHED
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
     return 1
 
 
-def newest_checkpoint(command: Sequence[str]) -> int | None:
-    """The step of the newest checkpoint in the command's --workdir; None where there is none, or none is named."""
+def workdir_of(command: Sequence[str]) -> Path | None:
+    """The --workdir that a command names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workdir", "-workdir", type=Path)
     workdir = parser.parse_known_args(command)[0].workdir
-    found = () if workdir is None else workdir.expanduser().glob("checkpoints/*")
-    return max((int(each.name) for each in found if each.name.isdigit()), default=None)
+    return workdir and workdir.expanduser()
+
+
+class Progress:
+    """Whether crashes are worth another start: as long as there are new checkpoints between them.
+
+    Supervisors of other hosts are told by a file in the working directory. Without one nothing is known, and hopeless
+    is nothing.
+    """
+
+    def __init__(self, workdir: Path | None, most: int):
+        self.crashes = 0
+        self._workdir, self._most, self._begun = workdir, most, time.time()
+        self._newest = self._checkpoint()
+
+    def hopeless(self, crashed: bool) -> bool:
+        """Whether to give up, behind an attempt that did not finish."""
+        if self._workdir is None:
+            return False
+        if (newest := self._checkpoint()) > self._newest:
+            self._newest, self.crashes = newest, 0
+        self.crashes += crashed
+        given_up = self._workdir / "given_up"
+        if crashed and self.crashes >= self._most:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            given_up.touch()
+            return True
+        # Of an earlier start: mended meanwhile.
+        return given_up.exists() and given_up.stat().st_mtime > self._begun
+
+    def _checkpoint(self) -> int:
+        """The step of the newest one, -1 if there is none."""
+        found = self._workdir.glob("checkpoints/*") if self._workdir else ()
+        return max((int(each.name) for each in found if each.name.isdigit()), default=-1)
 
 
 def start(command: list[str], hosts: int) -> list[subprocess.Popen]:

@@ -253,8 +253,20 @@ class CompiledText:
     def _fused_traffic(self, computation: str, reads: list[int], arrays: tuple[Array, ...]) -> tuple[list[int], int]:
         """What a fusion reads of each operand, of which it may only use a slice, and what it writes."""
         inside = self.computations[computation]
+        root = next(reversed(inside.values()))
+        if '"AsyncCollectiveDone"' in root.rest:
+            return [], 0
         written = sum(array.traffic for array in arrays)
         reads = list(reads)
+        # A collective behind other work writes once, in the fusion that starts it; the others pass on what it has.
+        passing = {each.name for each in inside.values() if "chain_id=" in each.rest and root.opcode == "tuple"}
+        if passing:
+            passing |= {root.name}
+            written -= sum(
+                array.traffic
+                for name, array in zip(root.operands, arrays, strict=False)
+                if name in passing or inside[name].opcode == "parameter"
+            )
         for each in inside.values():
             if each.opcode != "parameter":
                 continue
@@ -262,7 +274,9 @@ class CompiledText:
             users = [user for user in inside.values() if each.name in user.operands]
             if place >= len(reads) or not users:
                 continue
-            if all(user.opcode in _SLICES for user in users):
+            if all(user.name in passing for user in users):
+                reads[place] = 0
+            elif all(user.opcode in _SLICES for user in users):
                 reads[place] = min(reads[place], sum(user.arrays[0].padded for user in users))
             elif all(user.opcode == "dynamic-update-slice" and user.operands[0] == each.name for user in users):
                 # Updated in place: the rest of it stays where it is.

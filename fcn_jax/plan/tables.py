@@ -98,17 +98,19 @@ def capacity_lines(largest: Mapping[str, Any], step: Mapping[str, Any] | None) -
     """The largest share of a batch, and how that is known."""
     each, fixed = _bytes(largest["bytes_an_image"]), _bytes(largest["bytes_without_images"])
     count, predicted, refused = largest["images_a_device"], largest["predicted"], largest["refused"]
-    yield f"largest batch: {_images(count)} a device, compiled; {each} an image beside {fixed}"
+    promised = predicted > count and not refused
+    how = f"predicted from {count:,}" if promised else "compiled"
+    yield f"largest batch: {_images(max(count, predicted * promised))} a device, {how}; {each} an image beside {fixed}"
     if refused:
         yield f"  {_images(refused)} do not fit" + ("" if largest["exact"] else "; --search looks in between")
-    elif predicted > count:
-        yield f"  predicted were {predicted:,}, not compiled for want of time: --seconds gives more, --search looks on"
+    elif promised:
+        yield "  not compiled for want of time: --seconds gives more, --search looks on"
     else:
         yield "  which is what memory promises; --search makes sure that not one more fits"
     if step and "roofline" in step:
         line = step["roofline"]
         rate = f"at most {line['images_per_second']:,.0f} images a second"
-        yield f"  at least {_seconds(line['step'])} a step, {rate}, bound by {line['bound']}"
+        yield f"  {_images(count)}: at least {_seconds(line['step'])} a step, {rate}, bound by {line['bound']}"
 
 
 def slice_lines(plan: Mapping[str, Any]) -> Iterator[str]:
