@@ -18,11 +18,17 @@ RECIPE.update(
 # A batch norm over two channels and a few cells multiplies rounding at every step, the more the higher the rate: by
 # six for FCN-ResNet at 1e-2, by 1.2 at 3e-5.
 RATES = {"segnet": 1e-4, "deconvnet": 1e-4, "fcn_resnet50": 1e-5}
-# Learns nothing, and keeps the gradients as its state.
-KEPT = optax.GradientTransformation(
-    lambda params: jax.tree.map(jnp.zeros_like, params),
-    lambda gradients, _, params: (jax.tree.map(jnp.zeros_like, params), gradients),
-)
+
+
+def _zeros(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+def _keep(updates, state, params=None):
+    return _zeros(updates), updates
+
+
+KEPT = optax.GradientTransformation(_zeros, _keep)  # learns nothing, and keeps the gradients as its state
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -248,6 +254,7 @@ class TestFirstGradient:
         wanted, wanted_report = run(train_step, begun, (1, "mesh", 1), 1)
         monkeypatch.setattr(parallel, "_WORTH_SHARDING", 1)
         found, report = run(train_step, begun, (8, "shards", 1), 1)
+        assert report is not None and wanted_report is not None
         assert_close(report["loss_sum"], wanted_report["loss_sum"], 1e-5)
         assert_close(found.batch_stats, wanted.batch_stats, 1e-5)
         if normed:
