@@ -333,7 +333,7 @@ def test_rows_at_a_time_equal_the_whole(monkeypatch, limit, values, by_columns, 
     untraced = inspect.unwrap(convolution._conv2d)
 
     def ours(x, kernel):
-        return untraced(x, kernel, stride, padding, dilation, 1, None, True)
+        return untraced(x, kernel, stride, padding, dilation, 1, None)
 
     def theirs(x, kernel):
         return native(x, kernel, **options)
