@@ -32,6 +32,14 @@ def parameter(layer: str, kind: str, shape: Sequence[int]) -> np.ndarray:
     raise ValueError(f"{layer}: nothing is drawn for {kind!r}")
 
 
+def bilinear(kernel: int) -> np.ndarray:
+    """The kernel f32 `[k k]` of a transposed convolution that up-samples."""
+    factor = (kernel + 1) // 2
+    center = factor - 1 if kernel % 2 else factor - 0.5
+    taps = 1 - np.abs(np.arange(kernel) - center) / factor
+    return np.outer(taps, taps).astype(np.float32)
+
+
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     """An RGB picture u8 `[h w 3]`: a coarse pattern with fine noise, which JPEG compresses about as a photograph."""
     rng = np.random.default_rng(seed)

@@ -85,7 +85,7 @@ def step_rows(name: str) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, work]
         done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=True)
         found[f"fcn_jax, {work}"] = json.loads(done.stdout.splitlines()[-1])
-    for runtime in case.runtimes if peers.python() else ():
+    for runtime in nets.runtimes("own step"):
         with peers.Peer() as peer:
             peer.ask(**nets.peer_command(case, "own step", runtime))
             peer.ask(do="run")

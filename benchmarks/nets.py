@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import draws
+from benchmarks import draws, peers
 from fcn_jax import config as experiment
 from fcn_jax import losses, models, optim, parallel, state, steps
 
@@ -27,7 +27,6 @@ class Case:
     size: tuple[int, int]  # height, width
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of the module, the peers' too
     works: tuple[str, ...] = ("forward",)
-    runtimes: tuple[str, ...] = ("torch", "torch channels_last", "onnxruntime")  # peers that take part
     images: int = 1
 
 
@@ -35,12 +34,10 @@ CASES = {
     "fcn8s-caffe": Case(
         *("fcn8s", (375, 500), {"padding": "caffe"}),
         works=("forward", "plain step", "own step"),
-        runtimes=("torch", "torch channels_last"),
     ),
     "fcn8s-same": Case(
         *("fcn8s", (360, 480), {"padding": "same"}),
         works=("forward", "plain step", "own step"),
-        runtimes=("torch", "torch channels_last"),
     ),
     "segnet": Case("segnet", (360, 480)),
     "deeplab_largefov": Case("deeplab_largefov", (360, 480)),
@@ -52,6 +49,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "plain step": {"rate": 1e-9, "momentum": 0.9, "decay": 0.0, "biases": False},
     "own step": {"rate": 1e-9, "momentum": 0.9, "decay": 5e-4, "biases": True},
 }
+
+
+def runtimes(work: str) -> tuple[str, ...]:
+    """The peers that take part, if there are any: ONNX Runtime does not learn."""
+    found = ("torch", "torch channels_last", "onnxruntime")[: 2 if work.endswith("step") else 3]
+    return found if peers.python() else ()
 
 
 def make(case: Case) -> Any:

@@ -119,6 +119,14 @@ class Operations:
         whole = self._node("MaxUnpool", [x.name, places], shape, kernel_shape=[2, 2], strides=[2, 2])
         return self.crop(whole, 0, size)
 
+    def bilinear_deconv(self, x: Value, kernel: int, stride: int) -> Value:
+        channels = x.shape[1]
+        weight = np.broadcast_to(draws.bilinear(kernel), (channels, 1, kernel, kernel))
+        inputs = [x.name, self._constant(f"bilinear{len(self._nodes)}", weight)]
+        shape = (x.shape[0], channels, *((cells - 1) * stride + kernel for cells in x.shape[2:]))
+        window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "group": channels}
+        return self._node("ConvTranspose", inputs, shape, **window)
+
     def interpolate(self, x: Value, size: Sequence[int], align_corners: bool) -> Value:
         shape = (*x.shape[:2], *size)
         wanted = self._constant(f"shape{len(self._nodes)}", np.array(shape, np.int64))

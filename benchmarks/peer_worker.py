@@ -61,9 +61,7 @@ class TorchNet:
 
     def _predict(self) -> dict[str, Any]:
         with self._torch.inference_mode():
-            blob = self._picture[..., ::-1].astype(np.float32) - np.asarray(draws.MEAN, np.float32)
-            blob *= np.float32(draws.SCALE)
-            self._logits(self._operations.image(blob[None])).argmax(dim=1).to(self._torch.uint8).numpy()
+            self._logits(self._operations.image(_blob(self._picture))).argmax(dim=1).to(self._torch.uint8).numpy()
         return {}
 
     def _step(self) -> dict[str, Any]:
@@ -91,27 +89,38 @@ class TorchNet:
 
 
 class OnnxNet:
-    """A net in ONNX Runtime; it knows no other work than the forward pass."""
+    """A net in ONNX Runtime; it does not learn."""
 
     def __init__(self, command: dict[str, Any]):
         from benchmarks.onnx_operations import Operations
 
+        self._predicts = command["work"] == "predict"
+        self._picture = draws.picture(*command["size"])
         blob = draws.blob(command.get("images", 1), *command["size"])
         self._image = np.ascontiguousarray(blob.transpose(0, 3, 1, 2))
         net, options = peer_nets.NETS[command["net"]], command.get("options", {})
         self._session = Operations().session(net, self._image.shape, machine.cores(), **options)
 
     def run(self) -> dict[str, Any]:
-        """One forward pass."""
-        self._scores()
+        """One unit of the work."""
+        if self._predicts:
+            self._scores(np.ascontiguousarray(_blob(self._picture).transpose(0, 3, 1, 2))).argmax(axis=1)
+        else:
+            self._scores(self._image)
         return {}
 
     def output(self) -> np.ndarray:
         """The logits `[b h w c]`."""
-        return np.ascontiguousarray(self._scores().transpose(0, 2, 3, 1))
+        return np.ascontiguousarray(self._scores(self._image).transpose(0, 2, 3, 1))
 
-    def _scores(self) -> np.ndarray:
-        return self._session.run(None, {"image": self._image})[0]
+    def _scores(self, image: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {"image": image})[0]
+
+
+def _blob(picture: np.ndarray) -> np.ndarray:
+    """What a net sees of a picture, `[1 h w c]`."""
+    blob = picture[..., ::-1].astype(np.float32) - np.asarray(draws.MEAN, np.float32)
+    return (blob * np.float32(draws.SCALE))[None]
 
 
 RUNTIMES = {"torch": TorchNet, "onnxruntime": OnnxNet}

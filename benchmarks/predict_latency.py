@@ -4,11 +4,12 @@
     python -m benchmarks.predict_latency --net segnet --sizes 360x480
 
 `cold` is the first picture of a size, compilation among it (nothing is taken from a cache on disk), `seconds` those
-that follow. PyTorch's are of the same net, eager: subtract the mean, run, take the largest. `ratio` is its seconds over
-ours.
+that follow. PyTorch's, eager, in both orders of memory, and ONNX Runtime's are of the same net: subtract the mean, run,
+take the largest. `ratio` is their seconds over ours.
 """
 
 import argparse
+import contextlib
 import functools
 import statistics
 import time
@@ -69,14 +70,14 @@ def size_rows(
     def ours() -> np.ndarray:
         return predictor(picture)
 
-    runs = {"fcn_jax": functools.partial(timing.timed, ours)}
-    if not peers.python():
+    runs: dict[str, Callable[[], float]] = {"fcn_jax": functools.partial(timing.timed, ours)}
+    with contextlib.ExitStack() as stack:
+        for runtime in nets.runtimes("predict"):
+            peer = stack.enter_context(peers.Peer())
+            peer.ask(**nets.peer_command(nets.Case(net, size, _options(net)), "predict", runtime))
+            cold[runtime] = peer.run()
+            runs[runtime] = peer.run
         return _rows(net, size, timing.in_turn(runs, rounds), cold)
-    with peers.Peer() as peer:
-        case = nets.Case(net, size, _options(net))
-        peer.ask(**nets.peer_command(case, "predict", "torch"))
-        cold["torch"] = peer.run()
-        return _rows(net, size, timing.in_turn(runs | {"torch": peer.run}, rounds), cold)
 
 
 def _rows(net: str, size: tuple[int, int], seconds: dict[str, list[float]], cold: dict[str, float]) -> list[dict]:

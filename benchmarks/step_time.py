@@ -72,9 +72,7 @@ def compare(name: str, case: Case, work: str, rate: float, rounds: int) -> list[
     with contextlib.ExitStack() as stack:
         runs = {"fcn_jax": lambda: timing.timed(lambda: _noted(losses["fcn_jax"], ours()))}
         others: dict[str, peers.Peer] = {}
-        for runtime in case.runtimes if peers.python() else ():
-            if work != "forward" and runtime == "onnxruntime":
-                continue
+        for runtime in nets.runtimes(work):
             peer = stack.enter_context(peers.Peer())
             peer.ask(**nets.peer_command(case, work, runtime))
             reply = peer.ask(do="run")

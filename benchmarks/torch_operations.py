@@ -104,9 +104,6 @@ class Operations:
 
 def _bilinear(channels: int, kernel: int) -> torch.Tensor:
     """A dense transposed convolution's kernel `[c c k k]` that up-samples each channel alone."""
-    factor = (kernel + 1) // 2
-    center = factor - 1 if kernel % 2 else factor - 0.5
-    taps = 1 - np.abs(np.arange(kernel) - center) / factor
     weight = np.zeros((channels, channels, kernel, kernel), np.float32)
-    weight[np.arange(channels), np.arange(channels)] = np.outer(taps, taps)
+    weight[np.arange(channels), np.arange(channels)] = draws.bilinear(kernel)
     return torch.from_numpy(weight)
