@@ -51,7 +51,11 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 def blob(images: int, height: int, width: int) -> np.ndarray:
     """Input blobs f32 `[b h w 3]`, B G R minus mean, times scale."""
-    pictures = np.stack([picture(height, width, seed) for seed in range(images)])
+    return as_blob(np.stack([picture(height, width, seed) for seed in range(images)]))
+
+
+def as_blob(pictures: np.ndarray) -> np.ndarray:
+    """What a net sees of RGB pictures `[b h w 3]`."""
     return (pictures[..., ::-1].astype(np.float32) - np.asarray(MEAN, np.float32)) * np.float32(SCALE)
 
 

@@ -61,7 +61,9 @@ class TorchNet:
 
     def _predict(self) -> dict[str, Any]:
         with self._torch.inference_mode():
-            self._logits(self._operations.image(_blob(self._picture))).argmax(dim=1).to(self._torch.uint8).numpy()
+            self._logits(self._operations.image(draws.as_blob(self._picture[None]))).argmax(dim=1).to(
+                self._torch.uint8
+            ).numpy()
         return {}
 
     def _step(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class OnnxNet:
     def run(self) -> dict[str, Any]:
         """One unit of the work."""
         if self._predicts:
-            self._scores(np.ascontiguousarray(_blob(self._picture).transpose(0, 3, 1, 2))).argmax(axis=1)
+            self._scores(np.ascontiguousarray(draws.as_blob(self._picture[None]).transpose(0, 3, 1, 2))).argmax(axis=1)
         else:
             self._scores(self._image)
         return {}
@@ -115,12 +117,6 @@ class OnnxNet:
 
     def _scores(self, image: np.ndarray) -> np.ndarray:
         return self._session.run(None, {"image": image})[0]
-
-
-def _blob(picture: np.ndarray) -> np.ndarray:
-    """What a net sees of a picture, `[1 h w c]`."""
-    blob = picture[..., ::-1].astype(np.float32) - np.asarray(draws.MEAN, np.float32)
-    return (blob * np.float32(draws.SCALE))[None]
 
 
 RUNTIMES = {"torch": TorchNet, "onnxruntime": OnnxNet}

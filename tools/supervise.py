@@ -80,7 +80,7 @@ class Progress:
     """
 
     def __init__(self, workdir: Path | None, most: int):
-        self.crashes = 0
+        self._crashes = 0
         self._workdir, self._most, self._begun = workdir, most, time.time()
         self._newest = self._checkpoint()
 
@@ -89,10 +89,10 @@ class Progress:
         if self._workdir is None:
             return False
         if (newest := self._checkpoint()) > self._newest:
-            self._newest, self.crashes = newest, 0
-        self.crashes += crashed
+            self._newest, self._crashes = newest, 0
+        self._crashes += crashed
         given_up = self._workdir / "given_up"
-        if crashed and self.crashes >= self._most:
+        if crashed and self._crashes >= self._most:
             self._workdir.mkdir(parents=True, exist_ok=True)
             given_up.touch()
             return True
