@@ -16,6 +16,8 @@ from fcn_jax import compilations, hosts
 from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean
 from fcn_jax.preemption import EXIT_CODE, Preempted
 
+# How what JAX's runtime says begins where the program is at fault, on however many hosts.
+_OF_PROGRAMS = ("INVALID_ARGUMENT", "UNIMPLEMENTED")
 # What a field must be, by what Python says of text that it cannot read as that.
 _FORMS = {
     "invalid literal for int()": "a whole number",
@@ -27,8 +29,8 @@ _FORMS = {
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(arguments)`.
 
-    Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line, or too little memory; 75, Preempted, or one
-    of several hosts lost; 70, anything else, with its traceback.
+    Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line, or too little memory; 75, Preempted, or, as
+    it seems, one of several hosts lost; 70, anything else, with its traceback.
     """
 
     def guarded(arguments: Sequence[str]) -> int | None:
@@ -40,21 +42,20 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) else 1)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                # A folder that cannot be written, a full disk.
+                print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+                return hosts.end_alone(1)
+            fault = _of_runtime(error)
+            if "RESOURCE_EXHAUSTED" in fault:
                 traceback.print_exc()
                 return hosts.end_alone(1)
-            if jax.process_count() == 1:
+            if not fault or fault.startswith(_OF_PROGRAMS) or jax.process_count() == 1:
                 raise
             # A collective fails where another host is gone: to be started again, as that one is.
             traceback.print_exc()
             return hosts.end_alone(EXIT_CODE)
-        except OSError as error:
-            # A folder that cannot be written, a full disk.
-            if error.filename is None:
-                raise
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-            return hosts.end_alone(1)
 
     # JAX tells at this level which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
@@ -67,6 +68,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except Exception:
             traceback.print_exc()
             sys.exit(hosts.end_alone(CRASHED))
+
+
+def _of_runtime(error: BaseException) -> str:
+    """What JAX's runtime said, of which this error is or comes; empty if nothing."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, jax.errors.JaxRuntimeError):
+        seen = seen.__cause__ or seen.__context__
+    return "" if seen is None else str(seen)
 
 
 def experiment(flag: Any) -> Any:

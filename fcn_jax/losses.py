@@ -21,7 +21,7 @@ class Loss:
     """A loss `(logits, labels) -> (sum, count)`, and whether it can be put together from parts of the images.
 
     `sums(logits, labels)`, arrays `[b …]`, of several parts of the same images add up, and `finish` makes the loss of
-    their total. Images are added up last: they may lie on different devices.
+    their total. Images are added up last: where a compiler spreads them over devices, these meet once.
     """
 
     sums: Callable[[jax.Array, jax.Array], Any]

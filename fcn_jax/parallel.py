@@ -84,28 +84,31 @@ def _jitted(step: Callable, mesh: Mesh, shard_state: bool, out_shardings: Any, d
         in_shardings=(state, NamedSharding(mesh, PartitionSpec(_AXIS))),
         out_shardings=out_shardings,
         donate_argnums=(0,) if donate else (),
-        compiler_options=_in_order(mesh) if shard_state else None,
+        compiler_options=_in_order(mesh),
     )
 
 
 def _on_each_device(mesh: Mesh, shard_state: bool, compute: Callable, params: Any, begun: Any, batch: Any) -> Any:
     """`compute(params, begun, batch, axis_name)` on each device, for its images; and the sum of all gradients.
 
-    What each holds a share of is gathered before, and of that gradient each gets its share alone.
+    What each holds a share of is gathered before, and of that gradient each gets its share alone. A gradient that is
+    None, of what does not learn, stays so.
     """
     specs = jax.tree.map(lambda sharding: sharding.spec, _shardings(params, mesh, shard_state))
 
     def gathered(share: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.all_gather(share, _AXIS, axis=len(spec) - 1, tiled=True) if spec else share
 
-    def summed(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def summed(gradient: jax.Array | None, spec: PartitionSpec) -> jax.Array | None:
+        if gradient is None:
+            return None
         if not spec:
             return jax.lax.psum(gradient, _AXIS)
         return jax.lax.psum_scatter(gradient, _AXIS, scatter_dimension=len(spec) - 1, tiled=True)
 
     def device_step(shares: Any, begun: Any, batch: Any) -> Any:
         found, gradients = compute(jax.tree.map(gathered, shares, specs), begun, batch, _AXIS)
-        return found, jax.tree.map(summed, gradients, specs)
+        return found, jax.tree.map(summed, gradients, specs, is_leaf=lambda leaf: leaf is None)
 
     # Unchecked: what differs between devices is followed otherwise, and gradients would be summed twice, once by the
     # differentiation itself.
@@ -177,8 +180,8 @@ def _in_order(mesh: Mesh) -> dict[str, Any] | None:
     A CPU's devices start those that do not depend on each other in any order, and where there are fewer cores than
     devices, each waits for ever in another one.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
+    several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if several else None
 
 
 def _shardings(tree: Any, mesh: Mesh, shard_state: bool) -> Any:

@@ -1,6 +1,6 @@
 """What one training or evaluation step computes: pure functions of arrays.
 
-The same function is pmapped over devices, jitted over a mesh, vmapped over seeds and compiled for hardware that is not
+The same function is pmapped over devices, mapped over a mesh, vmapped over seeds and compiled for hardware that is not
 here. Under pmap and on a mesh `axis_name` names the axis of devices over which sums are completed; else it is None.
 
 A net with several heads has logits, labels, losses and matrices in a dict by head; its loss is the sum of its heads'.
@@ -68,7 +68,10 @@ def make_train_step(
     frozen = tuple(frozen)
 
     def compute(params: Any, begun: tuple[jax.Array, Any], batch: Batch, axis_name: str | None):
-        """Counts and losses by head and running statistics, of all devices; and this device's gradients."""
+        """Counts and losses by head and running statistics, of all devices; and this device's gradients.
+
+        What is frozen has the gradient None: nothing is computed, and nothing sent, for what nobody uses.
+        """
         step, batch_stats = begun
         variables = {"params": params, "batch_stats": batch_stats}
         key = jax.random.fold_in(jax.random.key(seed), step)
@@ -85,13 +88,12 @@ def make_train_step(
         def over_devices(tree):
             return tree if axis_name is None else lax.psum(tree, axis_name)
 
-        def loss_of(params, batch_stats, part, divisors):
-            if frozen:
-                # Nothing is computed for a gradient that nobody uses.
-                held = optim.frozen_mask(params, frozen)
-                params = jax.tree.map(lambda p, hold: lax.stop_gradient(p) if hold else p, params, held)
+        holds = optim.frozen_mask(params, frozen)
+        learning = jax.tree.map(lambda p, hold: None if hold else p, params, holds)
+
+        def loss_of(learning, params, batch_stats, part, divisors):
             logits, changed = net.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": _instead_of_none(learning, params), "batch_stats": batch_stats},
                 part["image"],
                 train=True,
                 **coarse,
@@ -117,7 +119,7 @@ def make_train_step(
 
         def part_sums(batch_stats, part, divisors):
             gradient = jax.value_and_grad(rematerialised(loss_of, remat), has_aux=True)
-            (_, (sums, batch_stats)), gradients = gradient(params, batch_stats, part, divisors)
+            (_, (sums, batch_stats)), gradients = gradient(learning, params, batch_stats, part, divisors)
             return batch_stats, (sums, gradients)
 
         if accumulate == 1:
@@ -149,6 +151,7 @@ def make_train_step(
         else:
             found, gradients = compute(*arguments, axis_name)
             gradients = gradients if axis_name is None else lax.psum(gradients, axis_name)
+        gradients = _instead_of_none(gradients, jax.tree.map(jnp.zeros_like, state.params))
         counted, sums, batch_stats = found
         norms = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(g))).astype(jnp.float32) for g in jax.tree.leaves(gradients)])
         sound = jnp.isfinite(sum(sums.values())) & jnp.all(jnp.isfinite(norms))
@@ -159,6 +162,13 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state), report
 
     return train_step
+
+
+def _instead_of_none(tree: Any, other: Any) -> Any:
+    """The leaves of `tree`, and those of `other` where it has None."""
+    return jax.tree.map(
+        lambda leaf, instead: instead if leaf is None else leaf, tree, other, is_leaf=lambda x: x is None
+    )
 
 
 def _dealt(x: jax.Array, parts: int) -> jax.Array:

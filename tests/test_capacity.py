@@ -83,3 +83,12 @@ def test_no_time_no_check():
     compiler = Compiler(fixed=100, each=10, limit=1005)
     capacity = found(compiler, seconds=-1)
     assert compiler.asked == [] and capacity.largest.per_device == 1
+    assert capacity.promised == capacity.predicted > 1
+
+
+def test_what_is_hardly_more_is_not_promised():
+    """It was not compiled either, but time would not change that."""
+    compiler = Compiler(fixed=100, each=100, limit=2050, bend=-1)
+    capacity = found(compiler)
+    assert capacity.largest.per_device < capacity.predicted < 1.05 * capacity.largest.per_device
+    assert capacity.promised is None and capacity.refused is None

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from fcn_jax import command_line
 from fcn_jax.errors import CRASHED, ConfigError, DataError
+from fcn_jax.preemption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,6 +123,39 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
         command_line.run(lambda arguments: 1 // 0)
     assert end.value.code == CRASHED
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hosts", "said", "code"),
+    [
+        (1, "INTERNAL: it broke", CRASHED),
+        (2, "INTERNAL: Gloo all-reduce failed: Connection closed by peer", EXIT_CODE),
+        (2, "INVALID_ARGUMENT: no such layout", CRASHED),  # which another start would meet again
+        (2, "RESOURCE_EXHAUSTED: 3 GiB", 1),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_the_runtime_says_tells_a_lost_host_from_a_crash(monkeypatch, capsys, hosts, said, code, wrapped):
+    """Also behind an error of whoever called it, as of one that waits to save a checkpoint."""
+    ends = []
+    monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+
+    def main(arguments):
+        try:
+            raise jax.errors.JaxRuntimeError(said)
+        except jax.errors.JaxRuntimeError as error:
+            if not wrapped:
+                raise
+            raise ValueError("not saved") from error
+
+    if code == CRASHED:
+        with pytest.raises(SystemExit) as end:
+            command_line.run(main)
+        ends.append(end.value.code)
+    else:
+        command_line.run(main)
+    assert ends == [code] and said in capsys.readouterr().err
 
 
 def test_words_that_belong_to_no_flag():

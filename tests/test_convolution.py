@@ -1,6 +1,7 @@
 """The patch form of a convolution is the convolution; the machine it is lowered for decides which one runs."""
 
 import inspect
+import re
 from functools import partial
 from typing import Any
 
@@ -313,8 +314,9 @@ def test_precision_is_handed_on_to_groups():
 @pytest.mark.parametrize(
     ("limit", "values", "by_columns"),
     [
-        ("_PATCH_VALUES", 200, False), ("_PATCH_VALUES", 2000, False),
-        ("_BAND_VALUES", 200, False), ("_BAND_VALUES", 1000, False), ("_BAND_VALUES", 1000, True),
+        ("_PATCH_VALUES", 200, ""), ("_PATCH_VALUES", 2000, ""),
+        ("_BAND_VALUES", 200, ""), ("_BAND_VALUES", 1000, ""),
+        ("_BAND_VALUES", 1000, "at once"), ("_BAND_VALUES", 1000, "one after another"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (3, 0, 2)])
@@ -322,7 +324,8 @@ def test_precision_is_handed_on_to_groups():
 def test_rows_at_a_time_equal_the_whole(monkeypatch, limit, values, by_columns, stride, padding, dilation, kernel_size):
     """However many rows there are in a part, and with all derivatives: reverse, forward, one over the other."""
     monkeypatch.setattr(convolution, limit, values)
-    monkeypatch.setattr(convolution, "_gains_by_columns", lambda x, kernel, stride: by_columns and stride == 1)
+    monkeypatch.setattr(convolution, "_gains_by_columns", lambda x, kernel, stride: bool(by_columns) and stride == 1)
+    monkeypatch.setattr(convolution, "_BANDS_AT_ONCE", 1 if by_columns == "one after another" else 100)
     x, kernel = scene((23, 18), kernel_size)
     options = {"stride": stride, "padding": padding, "dilation": dilation}
     by_patches = limit == "_PATCH_VALUES"
@@ -386,6 +389,24 @@ def test_kernel_gradients_of_many_channels_are_of_one_dimension(size, dilation):
     for platform, of_one_dimension in (("cpu", bands), ("tpu", 0)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("dim_numbers = [b, 0, f]") == of_one_dimension
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "channels", "options"),
+    [
+        ((20, 24), 3, (16, 24), {"padding": 1}),  # whole
+        ((20, 24), 3, (16, 24), {"padding": 1, "stride": 2}),
+        ((180, 160), 3, (8, 8), {"padding": 2, "dilation": 2}),  # in bands
+        ((20, 24), 3, (128, 256), {"padding": 1}),  # by columns
+        ((60, 64), 3, (128, 256), {"padding": 1}),  # by columns in a loop
+    ],
+)
+def test_gradients_have_their_axes_in_xlas_own_order(size, kernel_size, channels, options):
+    """In loops, as over the parts of a batch, XLA computes any other naively on CPUs, in fifty times the time."""
+    x, kernel = scene(size, kernel_size, channels)
+    text = jax.jit(jax.grad(lambda x, k: jnp.sum(conv2d(x, k, **options) ** 2), (0, 1))).lower(x, kernel).as_text()
+    orders = set(re.findall(r"dim_numbers = (\[.*?\]x\[.*?\]->\[.*?\])", text))
+    assert orders and orders <= {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]", "[b, 0, f]x[0, i, o]->[b, 0, f]"}
 
 
 def test_a_gradient_that_nobody_wants_is_not_computed():

@@ -18,6 +18,7 @@ import pytest
 from fcn_jax import hosts, parallel
 from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.preemption import EXIT_CODE
+from tools import supervise
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("FCN_JAX_KILLS", "3"))  # of a supervised run
@@ -305,7 +306,7 @@ def test_the_supervisor_starts_again_what_may_go_on(code, attempts):
     command = [sys.executable, "tools/supervise.py", "--restarts=2", "--", sys.executable, "-c", f"exit({code})"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("attempt") == attempts
-    assert done.returncode == (1 if code >= 70 else code)
+    assert done.returncode == (1 if code == 75 else code)
 
 
 @pytest.mark.parametrize(("gained", "attempts"), [(False, 3), (True, 5)])
@@ -337,6 +338,38 @@ def test_a_supervisor_gives_up_with_that_of_another_host(tmp_path):
     command = [sys.executable, "tools/supervise.py", "--", sys.executable, str(script), "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.count("attempt")) == (70, 2)
+
+
+def test_what_was_given_up_and_mended_since_does_not_count(tmp_path):
+    """A new checkpoint tells that it was."""
+    progress = supervise.Progress(tmp_path, 3)
+    assert not progress.hopeless(crashed=False)
+    (tmp_path / "given_up").touch()
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    assert not progress.hopeless(crashed=False) and not progress.hopeless(crashed=False)
+    os.utime(tmp_path / "given_up", (7, 7))  # again, whatever that clock says
+    assert progress.hopeless(crashed=False)
+
+
+@pytest.mark.parametrize("workdir", [None, "a/file"])
+def test_crashes_in_a_row_count_where_no_checkpoint_can_be_seen(tmp_path, capsys, workdir):
+    (tmp_path / "a").touch()
+    progress = supervise.Progress(workdir and tmp_path / workdir, 2)
+    assert [progress.hopeless(crashed) for crashed in (True, False, True, True)] == [False, False, False, True]
+    assert (workdir is None) == ("are not told" not in capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("command", "workdir"),
+    [
+        (["python", "train.py", "--workdir", "a b"], "a b"),
+        (["train.py", "--config=x", "-workdir=b"], "b"),
+        (["train.py", "--workdir="], None),
+        (["train.py", "--workdirs=b"], None),
+    ],
+)
+def test_the_supervisor_finds_the_workdir_in_the_command(command, workdir):
+    assert supervise.workdir_of(command) == (workdir and Path(workdir))
 
 
 @pytest.mark.slow

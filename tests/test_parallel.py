@@ -280,12 +280,14 @@ class TestFirstGradient:
         assert report is not None
         assert report["loss_sum"].shape == ()
 
-    @pytest.mark.parametrize("mode", parallel.MODES)
-    def test_the_state_is_donated_and_nothing_is_transferred_unasked(self, mode):
+    @pytest.mark.parametrize("mode", [*parallel.MODES, "shards"])
+    def test_the_state_is_donated_and_nothing_is_transferred_unasked(self, mode, monkeypatch):
+        monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
+        shard_state, mode = mode == "shards", "mesh" if mode == "shards" else mode
         train_step, begun = self.train_step()
         mesh = parallel.make_mesh()
-        compiled = parallel.wrap_train_step(train_step, mesh, mode)
-        current = parallel.put_state(jax.tree.map(jnp.array, begun), mesh)
+        compiled = parallel.wrap_train_step(train_step, mesh, mode, shard_state)
+        current = parallel.put_state(jax.tree.map(jnp.array, begun), mesh, shard_state)
         current, _ = compiled(current, parallel.put_batch(make_batch(0), mesh, mode))
         batch = parallel.put_batch(make_batch(1), mesh, mode)
         with jax.transfer_guard("disallow"):
@@ -331,6 +333,23 @@ class TestShardedState:
                 jax.tree.leaves(parallel.placed(real, mesh, shard_state)), jax.tree.leaves(real), strict=True
             ):
                 assert planned.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("shard_state", [False, True])
+def test_nothing_is_sent_for_the_gradients_of_what_is_frozen(shard_state, monkeypatch):
+    monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
+    model, params = make_net()
+    optimizer = optax.sgd(0.01)
+    mesh = parallel.make_mesh()
+    sent = []
+    for frozen in ((), ("conv*",)):
+        train_step = steps.make_train_step(model, optimizer, normalization="sum", frozen=frozen)
+        compiled = parallel.wrap_train_step(train_step, mesh, "mesh", shard_state)
+        begun = parallel.put_state(state.create(params, optimizer), mesh, shard_state)
+        text = compiled.lower(begun, parallel.put_batch(make_batch(0), mesh, "mesh")).as_text()
+        sent.append(text.count("stablehlo.all_reduce") + text.count("stablehlo.reduce_scatter"))
+    held = jax.tree.leaves(optim.frozen_mask(params, ("conv*",))).count(True)
+    assert sent[0] - sent[1] == held > 10
 
 
 def test_a_batch_goes_to_the_devices_in_order():

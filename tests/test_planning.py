@@ -45,7 +45,7 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, compile
     assert plan["largest"]["images_a_device"] == 29  # 1 GiB and 29.5 halves of one
     assert plan["largest_step"]["images_a_step"] == 29 * 8
     assert plan["step"]["memory"]["largest"] == "temporaries"
-    assert plan["step"]["collectives"] == [{"kind": "all-reduce", "count": 1, "size": 4000}]
+    assert plan["step"]["collectives"] == [{"kind": "all-reduce", "count": 1, "size": 4000, "behind": False}]
     rows = {row["topology"]: row for row in plan["slices"]}
     assert [name for name, row in rows.items() if not row["derived"]] == ["v5e:2x4"]
     assert rows["v5e:1x1"]["collectives"] == 0 < rows["v5e:16x16"]["collectives"]

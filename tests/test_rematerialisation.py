@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from fcn_jax import losses, models
+from fcn_jax import losses, models, parallel
+from fcn_jax.models.layers import BatchNorm
 from fcn_jax.ops import rematerialisation
 
 NETS = {
@@ -67,6 +69,23 @@ def test_no_policy_changes_loss_gradients_or_statistics(name):
             for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
                 # Batch norm multiplies rounding; a gradient that is cut off or doubled would differ by its own size.
                 np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-8 * float(jnp.max(jnp.abs(a))) + 1e-12)
+
+
+@pytest.mark.parametrize("policy", rematerialisation.POLICIES)
+def test_devices_meet_once_for_the_statistics_of_batch_norm(policy):
+    """Nothing of it is asked for again in the backward pass, whatever else is computed once more."""
+    norm = BatchNorm(axis_name="data")
+    x = jnp.ones((4, 2, 2, 3))
+    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+
+    def loss(x):
+        normed, _ = norm.apply(variables, jnp.sin(x), train=True, mutable=["batch_stats"])
+        return jnp.sum(jnp.square(normed))
+
+    mesh, split = parallel.make_mesh(jax.local_devices()[:2]), PartitionSpec("data")
+    gradient = jax.grad(rematerialisation.rematerialised(loss, policy))
+    mapped = jax.shard_map(gradient, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    assert jax.jit(mapped).lower(x).as_text().count("stablehlo.all_gather") == 2  # mean and variance
 
 
 def test_another_policy_is_refused():

@@ -2,19 +2,28 @@
 
 import pytest
 
+from fcn_jax.plan.compiled_text import Collective
 from fcn_jax.plan.roofline import collective_seconds, roofline
 from fcn_jax.plan.slices import parse
 
 
 def test_a_step_waits_for_the_slowest_and_then_for_the_sum():
-    line = roofline(parse("v5e:1x1"), passes=197e12, traffic=819e9 / 2, given={"all-reduce": 1e9})
+    line = roofline(parse("v5e:1x1"), passes=197e12, traffic=819e9 / 2, given=[Collective("all-reduce", 1, 10**9)])
     assert (line.compute, line.memory, line.collectives) == (1.0, 0.5, 0.0)
     assert line.step == 1.0 and line.bound == "arithmetic"
-    assert roofline(parse("v5e:1x1"), 197e10, 819e9, {}).bound == "memory"
+    assert roofline(parse("v5e:1x1"), 197e10, 819e9, []).bound == "memory"
+
+
+@pytest.mark.parametrize(("traffic", "expected"), [(819e9, 1.01), (819e6, 0.16)])
+def test_collectives_behind_other_work_are_waited_for_where_they_take_longer(traffic, expected):
+    """150 ms of them, beside a second or a millisecond of traffic, and 10 ms alone."""
+    given = [Collective("all-gather", 1, 10**9, behind=True), Collective("collective-permute", 1, 10**9)]
+    line = roofline(parse("v5e:4x4"), passes=0, traffic=traffic, given=given)
+    assert line.step == pytest.approx(expected) and line.collectives == pytest.approx(0.16)
 
 
 def test_each_of_two_cores_has_half_of_the_chip():
-    assert roofline(parse("v4:2x2x1"), passes=137.5e12, traffic=600e9, given={}).step == pytest.approx(1.0)
+    assert roofline(parse("v4:2x2x1"), passes=137.5e12, traffic=600e9, given=[]).step == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -474,9 +474,10 @@ def test_state_on_one_device_and_on_eight_is_the_same(run):
 
 
 @pytest.mark.slow
-def test_a_run_of_sharded_state_goes_on_in_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("shard_state", [False, True])
+def test_a_run_on_a_mesh_goes_on_in_the_same_bits(tmp_path, monkeypatch, shard_state):
     monkeypatch.setattr(parallel, "_WORTH_SHARDING", 64)
-    changes = {**CHANGES, "parallel.mode": "mesh", "parallel.shard_state": True}
+    changes = {**CHANGES, "parallel.mode": "mesh", "parallel.shard_state": shard_state}
     wanted, printed = train(tmp_path / "whole", **changes)
     assert len(list((tmp_path / "whole" / "pictures").glob("*.png"))) == 2
     assert "val: mean IU" in printed

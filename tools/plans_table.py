@@ -42,13 +42,12 @@ def rows(plan: dict[str, Any], derive: list[str]) -> Iterator[str]:
     """The lines of one plan."""
     name = f"{plan['name']}, {plan['dtype']}, {'×'.join(map(str, plan['size']))}"
     largest = plan.get("largest")
-    promised = largest and max(largest["images_a_device"], largest["predicted"] * (largest["refused"] is None))
     if not largest:
         most = "–"
-    elif promised > largest["images_a_device"]:
-        most = f"{promised} (predicted)"
+    elif largest["promised"]:
+        most = f"{largest['promised']} (predicted)"
     else:
-        most = f"{promised} ({'exact' if largest['exact'] else 'compiled'})"
+        most = f"{largest['images_a_device']} ({'exact' if largest['exact'] else 'compiled'})"
     yield _row(name, plan["topology"], plan["step"], most, "compiled")
     if "largest_step" in plan:
         yield _row(name, plan["topology"], plan["largest_step"], "", "compiled")

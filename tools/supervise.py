@@ -4,12 +4,14 @@
 
 A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
 started again and goes on from its newest checkpoint; one that failed for what a user has to mend (1 and 2) is not, nor
-one that crashed three times without a new checkpoint in its --workdir. SIGTERM is passed on, and ends the supervisor
-with 75 when the run has saved and left. Where each host is a machine of its own, a supervisor on each starts its
-process, and the processes wait for each other; that one of them has given up the others see in the --workdir.
+one that crashed three times without a new checkpoint in its --workdir (in a row, where it names none). SIGTERM is
+passed on, and ends the supervisor with 75 when the run has saved and left. Where each host is a machine of its own, a
+supervisor on each starts its process, and the processes wait for each other; that one of them has given up the others
+see in the --workdir.
 """
 
 import argparse
+import contextlib
 import signal
 import socket
 import subprocess
@@ -24,6 +26,8 @@ from fcn_jax.errors import CRASHED
 from fcn_jax.preemption import EXIT_CODE
 
 GRACE_SECONDS = 120  # for the other hosts to notice that one is gone
+# A fault of the program's own. Not so SIGABRT, by which JAX ends a process whose coordinator is gone.
+CRASHES = (CRASHED, *(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)))
 
 
 def main() -> int:
@@ -57,7 +61,7 @@ def main() -> int:
             return EXIT_CODE
         if all(code in (1, 2) for code in codes):  # else one was lost, and the others failed for that
             return codes[0]
-        if progress.hopeless(crashed=CRASHED in codes):
+        if progress.hopeless(crashed=any(code in CRASHES for code in codes)):
             print("crashed again and again without a new checkpoint: not started again", file=sys.stderr)
             return CRASHED
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
@@ -67,42 +71,62 @@ def main() -> int:
 def workdir_of(command: Sequence[str]) -> Path | None:
     """The --workdir that a command names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workdir", "-workdir", type=Path)
+    parser.add_argument("--workdir", "-workdir")
     workdir = parser.parse_known_args(command)[0].workdir
-    return workdir and workdir.expanduser()
+    return Path(workdir).expanduser() if workdir else None
 
 
 class Progress:
     """Whether crashes are worth another start: as long as there are new checkpoints between them.
 
-    Supervisors of other hosts are told by a file in the working directory. Without one nothing is known, and hopeless
-    is nothing.
+    Supervisors of other hosts are told by a file in the working directory. Where that cannot be reached, or is not
+    known, crashes in a row count.
     """
 
     def __init__(self, workdir: Path | None, most: int):
         self._crashes = 0
-        self._workdir, self._most, self._begun = workdir, most, time.time()
-        self._newest = self._checkpoint()
+        self._workdir, self._most = workdir, most
+        self._newest, self._given_up = self._checkpoint(), self._mark()
 
     def hopeless(self, crashed: bool) -> bool:
         """Whether to give up, behind an attempt that did not finish."""
-        if self._workdir is None:
-            return False
-        if (newest := self._checkpoint()) > self._newest:
-            self._newest, self._crashes = newest, 0
+        newest, given_up = self._checkpoint(), self._mark()
+        if newest is None and not crashed:
+            self._crashes = 0
+        if newest is not None and (self._newest is None or newest > self._newest):
+            # What was given up before was mended meanwhile.
+            self._newest, self._given_up, self._crashes = newest, given_up, 0
         self._crashes += crashed
-        given_up = self._workdir / "given_up"
         if crashed and self._crashes >= self._most:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            given_up.touch()
+            self._tell()
             return True
-        # Of an earlier start: mended meanwhile.
-        return given_up.exists() and given_up.stat().st_mtime > self._begun
+        return given_up is not None and given_up != self._given_up
 
-    def _checkpoint(self) -> int:
-        """The step of the newest one, -1 if there is none."""
-        found = self._workdir.glob("checkpoints/*") if self._workdir else ()
-        return max((int(each.name) for each in found if each.name.isdigit()), default=-1)
+    def _checkpoint(self) -> int | None:
+        """The step of the newest one, -1 if there is none, None where that cannot be seen."""
+        if self._workdir is None:
+            return None
+        try:
+            names = [each.name for each in (self._workdir / "checkpoints").iterdir()]
+        except FileNotFoundError:
+            return -1
+        except OSError:
+            return None
+        return max((int(name) for name in names if name.isdigit()), default=-1)
+
+    def _mark(self) -> int | None:
+        """When a supervisor gave up, by the clock of whoever keeps the file; None where none did."""
+        with contextlib.suppress(OSError):
+            return (self._workdir / "given_up").stat().st_mtime_ns if self._workdir else None
+
+    def _tell(self) -> None:
+        if self._workdir is None:
+            return
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            (self._workdir / "given_up").touch()
+        except OSError as error:
+            print(f"the supervisors of other hosts are not told: {error}", file=sys.stderr)
 
 
 def start(command: list[str], hosts: int) -> list[subprocess.Popen]:

@@ -5,6 +5,7 @@ Parameters are float32 whatever the compute dtype, and lie flat under the releas
 
 import dataclasses
 import re
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -112,7 +113,6 @@ class BatchNorm(nn.Module):
         center, spread = mean.value.astype(wide.dtype), var.value.astype(wide.dtype)
         if train:
             center, spread, count = self._statistics(wide)
-            center, spread = rematerialisation.mark((center, spread), rematerialisation.STATISTICS)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 unbiased = spread * (count / max(count - 1, 1))
                 for running, new in ((mean, center), (var, unbiased)):
@@ -125,11 +125,13 @@ class BatchNorm(nn.Module):
     def _statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
         """Mean and biased variance of each channel, and over how many values."""
         count = x.size // x.shape[-1]
-        mean = jnp.mean(x, axis=(0, 1, 2))
+        # Marked one by one: the derivative of what follows from them asks for each.
+        kept = partial(rematerialisation.mark, name=rematerialisation.STATISTICS)
+        mean = kept(jnp.mean(x, axis=(0, 1, 2)))
         # Not E[x²] − E[x]², which cancels where a channel's mean is far from zero.
-        var = jnp.mean(jnp.square(x - mean[None, None, None]), axis=(0, 1, 2))
+        var = kept(jnp.mean(jnp.square(x - mean[None, None, None]), axis=(0, 1, 2)))
         if self.axis_name is not None and not self.is_initializing():
-            means, variances = jax.lax.all_gather((mean, var), self.axis_name)
+            means, variances = kept(jax.lax.all_gather((mean, var), self.axis_name))
             mean = jnp.mean(means, axis=0)
             var = jnp.mean(variances + jnp.square(means - mean[None]), axis=0)
             count *= means.shape[0]

@@ -43,15 +43,16 @@ Kernel gradients are added up band by band: XLA's own, of some rows of the map a
 fit into the cache. It is the more exact, too, as XLA adds one pixel after another (3 to 64 channels, 360×480: largest
 error 1.5e-5 of the largest value, in bands 1e-6); so of few channels smaller maps are cut up as well. They are small
 outputs of large maps, and so YNNPACK's, at 120 to 170 GFLOP/s. Where channels are many, a band is convolved along its
-rows alone, each column being an example: one-dimensional convolutions are Eigen's, and reach 220. Whole convolutions
-are patches (shifted slices) times a matrix where the kernel is large for its map, and channels many; with padding on a
-map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image of 180×240), while on large maps
-its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272). Patches are made for some rows at a
-time, so that they stay in the cache and never take much memory. Groups are computed one after another. A 1×1 kernel,
-last, is a matrix, unless channels are few.
+rows alone, each column being an example: one-dimensional convolutions are Eigen's, and reach 220. It takes the map's
+memory once for each column of the kernel, and so large maps are left to the bands alone, and many bands come one after
+another. Whole convolutions are patches (shifted slices) times a matrix where the kernel is large for its map, and
+channels many; with padding on a map smaller than the kernel XLA even falls into a naive loop (12 s forward for an image
+of 180×240), while on large maps its own is as fast or faster (7×7, 64 channels, 180×240: 116 ms, by patches 272).
+Patches are made for some rows at a time, so that they stay in the cache and never take much memory. Groups are computed
+one after another. A 1×1 kernel, last, is a matrix, unless channels are few.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,6 +67,7 @@ _IMAGE_CHANNELS, _FEWEST_CHANNELS, _FEW_CHANNELS, _NARROW, _MANY_CHANNELS = 4, 8
 _LARGE_KERNEL = 5  # taps a side
 _SMALL_MAP, _LARGE_MAP = 2**10, 2**14  # cells
 _BAND_VALUES, _MOST_BANDS = 3 * 2**17, 64  # of a map and its cotangents: read at a time
+_BANDS_AT_ONCE = 4  # by columns: XLA makes what all bands see as soon as the map is there, and holds it until the end
 _BAND_CELLS = 4096  # of a map of few channels, for the sake of precision
 _MOST_INPUTS = 32  # channels in for each one out
 _FEWEST_FOR_ONE = 4  # columns that are wanted for each one more
@@ -110,7 +112,7 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision):
 
     def by_fastest(x, kernel):
         by_bands = _gains_by_bands(x, kernel, stride, padding, dilation)
-        along_kernel = _band_by_band if by_bands else _native
+        along_kernel = _band_by_band if by_bands else _of_kernel
         return _by_fastest(x, kernel, stride, padding, dilation, precision, along_kernel)
 
     def by_matrix(x, kernel):
@@ -147,7 +149,7 @@ def _gains_by_bands(x: jax.Array, kernel: jax.Array, stride: int, padding: int, 
 def _gains_by_columns(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether the kernel's gradient, where it is by bands, slides over the map in one dimension alone."""
     many = kernel.shape[2] >= _MANY_CHANNELS and kernel.shape[3] >= 2 * _MANY_CHANNELS
-    return stride == 1 and many and kernel.shape[0] * kernel.shape[1] <= x.shape[1] * x.shape[2] < _LARGE_MAP
+    return stride == 1 and many and kernel.shape[0] * kernel.shape[1] <= x.shape[1] * x.shape[2] < _LARGE_MAP // 2
 
 
 def _bands(x: jax.Array, kernel: jax.Array, stride: int) -> int:
@@ -168,7 +170,7 @@ def _output_size(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dil
     ]
 
 
-def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, right=None):
+def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, right=None, axes=("NHWC", "HWIO", "NHWC")):
     """XLA's convolution; `right` is the padding behind the last column, where it differs from the other sides'."""
     return lax.conv_general_dilated(
         x,
@@ -176,10 +178,27 @@ def _native(x, kernel, stride, padding, dilation, groups=1, precision=None, righ
         window_strides=(stride, stride),
         padding=[(padding, padding), (padding, padding if right is None else right)],
         rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=axes,
         feature_group_count=groups,
         precision=precision,
     )
+
+
+def _of_map(x, kernel, stride, padding, dilation, precision, right):
+    """XLA's convolution, of which the transpose, from the output to the map, has its axes in XLA's own order.
+
+    In loops, as over the parts of an accumulated batch, XLA computes others naively on CPUs (narrow FCN-8s, two parts
+    of a batch: 1.1 s a step in place of 0.1).
+    """
+    axes = ("NHWC", "HWOI", "NHWC")
+    return _native(x, jnp.swapaxes(kernel, 2, 3), stride, padding, dilation, 1, precision, right, axes)
+
+
+def _of_kernel(x, kernel, stride, padding, dilation, precision):
+    """Likewise of the transpose from the output to the kernel: the map's channels are its examples."""
+    axes = ("CHWN", "IHWO", "HWNC")
+    x, kernel = x.transpose(3, 1, 2, 0), kernel.transpose(2, 0, 1, 3)
+    return _native(x, kernel, stride, padding, dilation, 1, precision, axes=axes).transpose(2, 0, 1, 3)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5, 6))
@@ -204,9 +223,9 @@ def _(stride, padding, dilation, precision, along_kernel, primals, tangents):
         # Its transpose, from y to x, is what is to be wider: the map has columns more, and the padding as many less.
         more = _columns_more(y, kernel.shape[:1:-1], x.shape[1:3], stride)
         wider = jnp.pad(moved[0], ((0, 0), (0, 0), (0, more), (0, 0)))
-        parts.append(_native(wider, kernel, stride, padding, dilation, precision=precision, right=padding - more))
+        parts.append(_of_map(wider, kernel, stride, padding, dilation, precision, padding - more))
     if not isinstance(moved[1], SymbolicZero):
-        parts.append(along_kernel(x, moved[1], stride, padding, dilation, precision=precision))
+        parts.append(along_kernel(x, moved[1], stride, padding, dilation, precision))
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 
 
@@ -238,17 +257,19 @@ def _columns_more(x: jax.Array, channels: Sequence[int], wanted: Sequence[int], 
 def _band_by_band(x, kernel, stride, padding, dilation, precision):
     """The convolution of some rows at a time: XLA's, or by columns."""
     bands = _bands(x, kernel, stride)
-    if _gains_by_columns(x, kernel, stride):
-        convolve = partial(_by_columns, dilation=dilation)
-    else:
-        convolve = partial(_native, stride=stride, padding=0, dilation=dilation)
     # Beforehand: the kernel gradient of a convolution that pads is slower where channels are few.
     x = _padded(x, padding)
     reach = dilation * (kernel.shape[0] - 1)
     height, _ = _output_size(x, kernel, stride, 0, dilation)
     rows = -(-height // bands)
+    if _gains_by_columns(x, kernel, stride):
+        convolve = partial(_by_columns, kernel=kernel, dilation=dilation, precision=precision)
+        if bands > _BANDS_AT_ONCE:
+            return _in_blocks(convolve, x, rows, stride, reach)
+    else:
+        convolve = partial(_of_kernel, kernel=kernel, stride=stride, padding=0, dilation=dilation, precision=precision)
     parts = [x[:, stride * top : stride * (top + rows - 1) + reach + 1] for top in range(0, height, rows)]
-    return jnp.concatenate([convolve(part, kernel, precision=precision) for part in parts], axis=1)
+    return jnp.concatenate([convolve(part) for part in parts], axis=1)
 
 
 def _by_columns(x, kernel, dilation, precision):
@@ -261,11 +282,11 @@ def _by_columns(x, kernel, dilation, precision):
     seen = jnp.stack([x[:, :, left : left + columns] for left in range(0, dilation * width, dilation)])
     y = lax.conv_general_dilated(
         seen.transpose(0, 4, 2, 1, 3).reshape(width * channels, x.shape[1], x.shape[0] * columns),
-        kernel.reshape(height, width * channels, features),
+        kernel.transpose(1, 2, 0, 3).reshape(width * channels, height, features),
         window_strides=(1,),
         padding=[(0, 0)],
         rhs_dilation=(dilation,),
-        dimension_numbers=("CHN", "HIO", "HNC"),
+        dimension_numbers=("CHN", "IHO", "HNC"),  # for the transpose: see _of_kernel
         precision=precision,
     )
     return jnp.moveaxis(y.reshape(-1, x.shape[0], columns, features), 1, 0)
@@ -336,16 +357,26 @@ def _patches_times_matrix(x, kernel, stride, padding, dilation, precision):
     rows = -(-places // max(x.shape[0] * width, 1))
     if rows * 2 > height:
         return rows_from(x)
-    blocks = -(-height // rows)
-    needed = stride * (blocks * rows - 1) + dilation * (kernel_height - 1) + 1
-    x = jnp.pad(x, ((0, 0), (0, max(needed - x.shape[1], 0)), (0, 0), (0, 0)))
-    reach = stride * (rows - 1) + dilation * (kernel_height - 1) + 1
+    return _in_blocks(rows_from, x, rows, stride, dilation * (kernel_height - 1))
 
-    # Not kept for the gradient, but made again: kept, the patches of all rows would be as large as they ever were.
+
+def _in_blocks(rows_from: Callable[[jax.Array], jax.Array], x: jax.Array, rows: int, stride: int, reach: int):
+    """What `rows_from` gives of a map `x [b h …]`, some rows of the output at a time, one block after another.
+
+    A row of the output sees the row of the map where it stands, `stride` times its number, and `reach` more.
+    """
+    height = (x.shape[1] - reach - 1) // stride + 1
+    blocks = -(-height // rows)
+    if blocks <= 1:
+        return rows_from(x)
+    needed = stride * (rows - 1) + reach + 1
+    missing = stride * rows * (blocks - 1) + needed - x.shape[1]
+    x = jnp.pad(x, ((0, 0), (0, max(missing, 0)), (0, 0), (0, 0)))
+
+    # Not kept for the gradient, but made again: kept, what is made of all rows would be as large as it ever was.
     @partial(jax.checkpoint, prevent_cse=False)
     def block(start: jax.Array) -> jax.Array:
-        return rows_from(lax.dynamic_slice_in_dim(x, start, reach, axis=1))
+        return rows_from(lax.dynamic_slice_in_dim(x, start, needed, axis=1))
 
-    y = lax.map(block, stride * rows * jnp.arange(blocks))
-    y = jnp.moveaxis(y, 0, 1).reshape(x.shape[0], blocks * rows, width, features)
-    return y[:, :height]
+    y = jnp.moveaxis(lax.map(block, stride * rows * jnp.arange(blocks)), 0, 1)
+    return y.reshape(y.shape[0], blocks * rows, *y.shape[3:])[:, :height]

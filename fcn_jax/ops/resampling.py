@@ -38,8 +38,8 @@ def sum_over_rows(
 ) -> Any:
     """`function(logits [b H W c], labels [b H W])`, of which results add up over rows, without ever holding the logits.
 
-    Scores are `[b h w c]`, results any tree of arrays `[b …]`: added up over images here, those on other devices would
-    be asked for at every block. Rows that fill the last block up have the label 255.
+    Scores are `[b h w c]`, results any tree of arrays `[b …]`: added up over images here, a compiler that spreads
+    images over devices would have these meet at every block. Rows that fill the last block up have the label 255.
     """
     blocks = (*_row_blocks(resampling.rows), _label_blocks(labels))
 

@@ -29,6 +29,13 @@ class Capacity:
     largest: Program
     refused: int | None
     multiple: int
+    hurried: bool = False  # a compilation was not begun for want of time
+
+    @property
+    def promised(self) -> int | None:
+        """What was predicted, where it was not compiled for want of time."""
+        more = self.hurried and self.refused is None and self.predicted > self.largest.per_device
+        return self.predicted if more else None
 
     @property
     def exact(self) -> bool:
@@ -52,12 +59,13 @@ def largest_batch(
     there is no such limit, and the bounds are narrowed until no share lies between them.
     """
     start, longest = time.monotonic(), first.seconds
-    known, refused = [first], None
+    known, refused, hurried = [first], None, False
 
     def tried(share: int) -> bool:
         """Whether a share fits; in doubt, for want of time, not, and then nothing is refused."""
-        nonlocal refused, longest
+        nonlocal refused, longest, hurried
         if not search and time.monotonic() - start + _NEARLY * longest > seconds:
+            hurried = True
             return False
         begun = time.monotonic()
         try:
@@ -92,7 +100,7 @@ def largest_batch(
         low = known[-1].per_device
         share = low + max(_rounded(low / 16, multiple), multiple) if refused is None else (low + refused) / 2
         tried(max(_rounded(share, multiple), low + multiple))
-    return Capacity(fixed, each, predicted, known[-1], refused, multiple)
+    return Capacity(fixed, each, predicted, known[-1], refused, multiple, hurried)
 
 
 def _line(known: list[Program]) -> tuple[float, float]:

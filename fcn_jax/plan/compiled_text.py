@@ -77,6 +77,7 @@ class Collective:
     kind: str
     count: int
     size: int
+    behind: bool = False  # run while a device does other work
 
 
 class CompiledText:
@@ -165,20 +166,20 @@ class CompiledText:
 
     def collectives(self) -> list[Collective]:
         """What devices send each other a step, by kind."""
-        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for scope, instruction, times in self._sending():
+        counts: dict[tuple[str, bool], list[int]] = defaultdict(lambda: [0, 0])
+        for scope, instruction, times, behind in self._sending():
             kind = instruction.opcode.removesuffix("-start")
             given = instruction.arrays
             if kind in ("all-gather", "reduce-scatter"):  # all others give as much as they get
                 given = [array for name in instruction.operands if name in scope for array in scope[name].arrays]
             elif instruction.opcode.endswith("-start"):  # operands and results, side by side
                 given = given[: max(len(instruction.operands), 1)]
-            counts[kind][0] += times
-            counts[kind][1] += times * sum(array.values for array in given)
-        return [Collective(kind, *both) for kind, both in counts.items()]
+            counts[kind, behind][0] += times
+            counts[kind, behind][1] += times * sum(array.values for array in given)
+        return [Collective(kind, *given, behind=behind) for (kind, behind), given in counts.items()]
 
-    def _sending(self) -> Iterator[tuple[dict[str, Instruction], Instruction, int]]:
-        """Each collective once, its computation, and how often it is run.
+    def _sending(self) -> Iterator[tuple[dict[str, Instruction], Instruction, int, bool]]:
+        """Each collective once, its computation, how often it is run, and whether behind other work.
 
         One that is done behind other work is in every fusion that brings it a bit further, all of one chain.
         """
@@ -190,7 +191,7 @@ class CompiledText:
                 if each.opcode.removesuffix("-start") in COLLECTIVES:
                     chain = re.search(r'chain_id="\d+"', each.rest)
                     if chain is None or chain[0] not in chains:
-                        yield scope, each, times
+                        yield scope, each, times, chain is not None or each.opcode.endswith("-start")
                     if chain is not None:
                         chains.add(chain[0])
 
@@ -262,11 +263,8 @@ class CompiledText:
         passing = {each.name for each in inside.values() if "chain_id=" in each.rest and root.opcode == "tuple"}
         if passing:
             passing |= {root.name}
-            written -= sum(
-                array.traffic
-                for name, array in zip(root.operands, arrays, strict=False)
-                if name in passing or inside[name].opcode == "parameter"
-            )
+            passed = [inside[name] for name in root.operands if name in passing or inside[name].opcode == "parameter"]
+            written -= sum(array.traffic for each in passed for array in each.arrays)
         for each in inside.values():
             if each.opcode != "parameter":
                 continue

@@ -1,7 +1,7 @@
 """A plan as a tree of figures, which is also what `--json` writes; all of one device unless it says otherwise."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from fcn_jax.assembly import Assembly
 from fcn_jax.labels import by_head
 from fcn_jax.plan import operations, published
 from fcn_jax.plan.capacity import Capacity
-from fcn_jax.plan.compiled_text import CompiledText
+from fcn_jax.plan.compiled_text import Collective, CompiledText
 from fcn_jax.plan.program import Program, abstract_batch
 from fcn_jax.plan.roofline import roofline
 from fcn_jax.plan.slices import Slice
@@ -66,19 +66,20 @@ def memory(program: Program, part: Slice) -> dict[str, Any]:
 
 
 def times(
-    part: Slice, figures: dict[str, Any], images: int, given: Mapping[str, float] | None = None
+    part: Slice, figures: dict[str, Any], images: int, given: Sequence[Collective] | None = None
 ) -> dict[str, Any]:
     """The roofline of a step on a slice, in seconds, and images a second of the whole slice.
 
-    `given` are the bytes that each device gives into collectives, by kind: those of the program, if not others.
+    `given` are the collectives of each device: those of the program, if not others.
     """
     if given is None:
-        given = {each["kind"]: each["size"] for each in figures["collectives"]}
+        given = [Collective(**each) for each in figures["collectives"]]
     line = roofline(part, figures["operations"]["passes"], sum(figures["traffic"].values()), given)
     return {
         "arithmetic": line.compute,
         "memory": line.memory,
         "collectives": line.collectives,
+        "behind": line.behind,
         "step": line.step,
         "bound": line.bound,
         "images_per_second": images / line.step,
@@ -93,7 +94,7 @@ def of_slices(part: Slice, others: Sequence[Slice], figures: dict[str, Any], ima
     gradient for each parameter.
     """
     assert part.chip is not None
-    given = {"all-reduce": figures["memory"]["parameters"]} if part.device_count == 1 else None
+    given = [Collective("all-reduce", 1, figures["memory"]["parameters"])] if part.device_count == 1 else None
     rows = []
     for other in others if part in others else [part, *others]:
         step_images = figures["images_a_device"] * other.device_count
@@ -123,6 +124,7 @@ def of_capacity(found: Capacity) -> dict[str, Any]:
         "predicted": found.predicted,
         "refused": found.refused,
         "exact": found.exact,
+        "promised": found.promised,
         "bytes_without_images": int(found.fixed),
         "bytes_an_image": int(found.each),
     }

@@ -5,8 +5,9 @@ estimates for its own program is no measure of it and is not looked at.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 
+from fcn_jax.plan.compiled_text import Collective
 from fcn_jax.plan.slices import Chip, Slice
 
 
@@ -17,11 +18,12 @@ class Roofline:
     compute: float
     memory: float
     collectives: float
+    behind: float  # of these, what other work does not wait for
 
     @property
     def step(self) -> float:
-        """Arithmetic and traffic overlap; gradients are summed when both are done."""
-        return max(self.compute, self.memory) + self.collectives
+        """Arithmetic, traffic and collectives behind them overlap; all others run while a device does nothing else."""
+        return max(self.compute, self.memory, self.behind) + self.collectives - self.behind
 
     @property
     def bound(self) -> str:
@@ -29,14 +31,16 @@ class Roofline:
         return max((self.compute, "arithmetic"), (self.memory, "memory"), (self.collectives, "collectives"))[1]
 
 
-def roofline(part: Slice, passes: float, traffic: float, given: Mapping[str, float]) -> Roofline:
-    """Of a step with these bfloat16 passes, bytes of traffic and bytes given into collectives, on each device."""
+def roofline(part: Slice, passes: float, traffic: float, given: Iterable[Collective]) -> Roofline:
+    """Of a step with these bfloat16 passes, bytes of traffic and collectives, on each device."""
     chip = part.chip
     assert chip is not None
+    sent = [(collective_seconds(part, each.kind, each.size), each.behind) for each in given]
     return Roofline(
         compute=passes / (chip.flops / chip.devices),
         memory=traffic / (chip.memory_bandwidth / chip.devices),
-        collectives=sum(collective_seconds(part, kind, size) for kind, size in given.items()),
+        collectives=sum(seconds for seconds, _ in sent),
+        behind=sum(seconds for seconds, behind in sent if behind),
     )
 
 

@@ -82,7 +82,8 @@ def collective_lines(collectives: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not collectives:
         yield "collectives: none"
     for each in collectives:
-        yield f"collectives: {each['count']} {each['kind']}, {_bytes(each['size'])} from each device a step"
+        behind = ", behind other work" * each["behind"]
+        yield f"collectives: {each['count']} {each['kind']}, {_bytes(each['size'])} from each device a step{behind}"
 
 
 def roofline_lines(line: Mapping[str, Any]) -> Iterator[str]:
@@ -97,16 +98,16 @@ def roofline_lines(line: Mapping[str, Any]) -> Iterator[str]:
 def capacity_lines(largest: Mapping[str, Any], step: Mapping[str, Any] | None) -> Iterator[str]:
     """The largest share of a batch, and how that is known."""
     each, fixed = _bytes(largest["bytes_an_image"]), _bytes(largest["bytes_without_images"])
-    count, predicted, refused = largest["images_a_device"], largest["predicted"], largest["refused"]
-    promised = predicted > count and not refused
+    count, promised, refused = largest["images_a_device"], largest["promised"], largest["refused"]
     how = f"predicted from {count:,}" if promised else "compiled"
-    yield f"largest batch: {_images(max(count, predicted * promised))} a device, {how}; {each} an image beside {fixed}"
+    yield f"largest batch: {_images(promised or count)} a device, {how}; {each} an image beside {fixed}"
     if refused:
         yield f"  {_images(refused)} do not fit" + ("" if largest["exact"] else "; --search looks in between")
     elif promised:
         yield "  not compiled for want of time: --seconds gives more, --search looks on"
     else:
-        yield "  which is what memory promises; --search makes sure that not one more fits"
+        more = f"memory promises {largest['predicted']:,}" if largest["predicted"] > count else "so memory promises"
+        yield f"  {more}; --search makes sure that not one more fits"
     if step and "roofline" in step:
         line = step["roofline"]
         rate = f"at most {line['images_per_second']:,.0f} images a second"
