@@ -74,7 +74,7 @@ def _of_runtime(error: BaseException) -> str:
     """What JAX's runtime said, of which this error is or comes; empty if nothing."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, jax.errors.JaxRuntimeError):
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
     return "" if seen is None else str(seen)
 
 

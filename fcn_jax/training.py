@@ -88,11 +88,12 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
             variables = initial_variables(config, run.assembly.model, run.info, blobs)
             current = parallel.put_state(run.assembly.begin(variables), mesh, config.parallel.shard_state)
             del variables, blobs  # the run is long, and these are as large as the net
+        loop = _Loop(run, checkpoints, preemption, start)
         with report.Reporter(workdir, start, active=hosts.is_first()) as reporter:
-            loop = _Loop(run, checkpoints, reporter, preemption)
+            loop.report_to(reporter)
             if unscored:
-                current = loop.score(start, current)
-            current = loop.steps(start, current, profile)
+                current = loop.score(current)
+            current = loop.steps(current, profile)
     if hosts.is_first():  # with everything on disk
         print(f"finished: {workdir}")
     return current
@@ -157,28 +158,33 @@ class _Run:
 class _Loop:
     """The steps of a run, and what is done between them: evaluations, checkpoints, leaving when asked to."""
 
-    def __init__(self, run: _Run, checkpoints: Checkpoints, reporter: report.Reporter, preemption: Preemption):
+    def __init__(self, run: _Run, checkpoints: Checkpoints, preemption: Preemption, start: int):
         config, assembly, mesh = run.config, run.assembly, run.mesh
-        self._run, self._checkpoints, self._reporter, self._preemption = run, checkpoints, reporter, preemption
+        self._run, self._checkpoints, self._preemption, self._start = run, checkpoints, preemption, start
         self._asked = hosts.Asked(mesh)
         self._last = config.train.steps
         self._train_step = assembly.compiled_train_step(mesh, run.class_weights)
         self._eval_step = parallel.wrap_eval_step(
             steps.make_eval_step(assembly.model), mesh, config.parallel.mode, config.parallel.shard_state
         )
-        schedule = optim.make_schedule(config.optim, self._last)
-        self._progress = Progress(config, reporter, optim.parameter_names(assembly.variables["params"]), schedule)
+        self._batches = run.batches(config.data.batch_size, start)
 
-    def steps(self, start: int, current: state.TrainState, profile: bool) -> state.TrainState:
-        """The state after the last step, from that after step `start`. Raises Preempted when asked to leave."""
-        config = self._run.config
-        batches = self._run.batches(config.data.batch_size, start)
+    def report_to(self, reporter: report.Reporter) -> None:
+        """Begins the reports, behind everything that may be wrong with what was asked for."""
+        config, params = self._run.config, self._run.assembly.variables["params"]
+        schedule = optim.make_schedule(config.optim, self._last)
+        self._reporter = reporter
+        self._progress = Progress(config, reporter, optim.parameter_names(params), schedule)
+
+    def steps(self, current: state.TrainState, profile: bool) -> state.TrainState:
+        """The state after the last step. Raises Preempted when asked to leave."""
+        config, start = self._run.config, self._start
         trace = _Trace(self._run.workdir, start, self._last) if profile else None
         for step in range(start + 1, self._last + 1):
             if trace:
                 trace.before(step)
             with self._progress.waiting():
-                batch = next(batches)
+                batch = next(self._batches)
                 shape = batch["image"].shape
                 self._progress.note_shape(shape)
                 batch = parallel.put_batch(batch, self._run.mesh, config.parallel.mode)
@@ -204,9 +210,9 @@ class _Loop:
                 raise self._leave(step)
         return current
 
-    def score(self, step: int, current: state.TrainState) -> state.TrainState:
-        """Makes up for the evaluation of a saved step that was broken off. Raises Preempted when it is again."""
-        self._preemption.worth_saving = True
+    def score(self, current: state.TrainState) -> state.TrainState:
+        """Makes up for the evaluation of the first step's state, broken off before. Raises Preempted if it is again."""
+        step, self._preemption.worth_saving = self._start, True
         current, mean_iou = self._look(step, current)
         if mean_iou is None:
             raise self._leave(step)
@@ -253,7 +259,7 @@ class _Loop:
         score = mean_iou if mean_iou == mean_iou and final else None
         with self._progress.paused(current):
             self._progress.check_parameters(step, current)
-            self._checkpoints.save(step, parallel.joined(current, self._run.mesh), score, broken_off)
+        self._checkpoints.save(step, parallel.joined(current, self._run.mesh), score, broken_off)
 
 
 class _Trace:

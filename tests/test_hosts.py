@@ -346,8 +346,19 @@ def test_what_was_given_up_and_mended_since_does_not_count(tmp_path):
     assert not progress.hopeless(crashed=False)
     (tmp_path / "given_up").touch()
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    os.utime(tmp_path / "given_up", (5, 5))
+    os.utime(tmp_path / "checkpoints" / "5", (6, 6))
     assert not progress.hopeless(crashed=False) and not progress.hopeless(crashed=False)
-    os.utime(tmp_path / "given_up", (7, 7))  # again, whatever that clock says
+    os.utime(tmp_path / "given_up", (7, 7))  # again
+    assert progress.hopeless(crashed=False)
+
+
+def test_what_was_given_up_behind_a_checkpoint_counts(tmp_path):
+    """Also where both are seen for the first time at once."""
+    progress = supervise.Progress(tmp_path, 3)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "given_up").touch()
+    os.utime(tmp_path / "checkpoints" / "5", (6, 6))
     assert progress.hopeless(crashed=False)
 
 

@@ -14,12 +14,15 @@ def test_a_step_waits_for_the_slowest_and_then_for_the_sum():
     assert roofline(parse("v5e:1x1"), 197e10, 819e9, []).bound == "memory"
 
 
-@pytest.mark.parametrize(("traffic", "expected"), [(819e9, 1.01), (819e6, 0.16)])
-def test_collectives_behind_other_work_are_waited_for_where_they_take_longer(traffic, expected):
-    """150 ms of them, beside a second or a millisecond of traffic, and 10 ms alone."""
+@pytest.mark.parametrize(
+    ("traffic", "expected", "bound"),
+    [(819e9 / 10, 0.16, "collectives"), (819e9, 1.01, "memory"), (819e9 * 0.155, 0.165, "memory")],
+)
+def test_collectives_behind_other_work_are_waited_for_where_they_take_longer(traffic, expected, bound):
+    """150 ms of them, beside traffic of longer or shorter, and 10 ms alone."""
     given = [Collective("all-gather", 1, 10**9, behind=True), Collective("collective-permute", 1, 10**9)]
     line = roofline(parse("v5e:4x4"), passes=0, traffic=traffic, given=given)
-    assert line.step == pytest.approx(expected) and line.collectives == pytest.approx(0.16)
+    assert line.step == pytest.approx(expected) and line.collectives == pytest.approx(0.16) and line.bound == bound
 
 
 def test_each_of_two_cores_has_half_of_the_chip():

@@ -151,6 +151,15 @@ def test_frozen_parameters_have_no_gradient(params, batch):
     np.testing.assert_allclose(held[2:], free[2:], rtol=1e-6)
 
 
+@pytest.mark.parametrize("frozen", [("first/*",), ("*",)])
+@pytest.mark.parametrize("options", [{"remat": "convolutions"}, {"remat": "blocks"}, {"accumulate": 2}])
+def test_frozen_parameters_stay_so_whatever_else_is_asked(params, batch, frozen, options):
+    _, wanted = one_step(params, batch, frozen=frozen)
+    _, found = one_step(params, batch, frozen=frozen, **options)
+    np.testing.assert_allclose(found["gradient_norms"], wanted["gradient_norms"], rtol=1e-5)
+    assert (np.asarray(wanted["gradient_norms"]) > 0).sum() == (2 if frozen == ("first/*",) else 0)
+
+
 def test_a_batch_without_a_labelled_pixel_teaches_nothing(params, batch):
     void = batch | {"label": np.full_like(batch["label"], 255)}
     after, report = one_step(params, void)

@@ -62,7 +62,8 @@ def main() -> int:
         if all(code in (1, 2) for code in codes):  # else one was lost, and the others failed for that
             return codes[0]
         if progress.hopeless(crashed=any(code in CRASHES for code in codes)):
-            print("crashed again and again without a new checkpoint: not started again", file=sys.stderr)
+            blind = " (seen: none, as the command names no --workdir)" if progress.blind else ""
+            print(f"crashed again and again without a new checkpoint{blind}: not started again", file=sys.stderr)
             return CRASHED
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
     return 1
@@ -86,33 +87,39 @@ class Progress:
     def __init__(self, workdir: Path | None, most: int):
         self._crashes = 0
         self._workdir, self._most = workdir, most
-        self._newest, self._given_up = self._checkpoint(), self._mark()
+        (self._newest, _), self._given_up = self._checkpoint(), self._mark()
+
+    @property
+    def blind(self) -> bool:
+        """Whether checkpoints cannot be seen, as it is not known where they are."""
+        return self._workdir is None
 
     def hopeless(self, crashed: bool) -> bool:
         """Whether to give up, behind an attempt that did not finish."""
-        newest, given_up = self._checkpoint(), self._mark()
+        (newest, saved), given_up = self._checkpoint(), self._mark()
         if newest is None and not crashed:
             self._crashes = 0
         if newest is not None and (self._newest is None or newest > self._newest):
-            # What was given up before was mended meanwhile.
-            self._newest, self._given_up, self._crashes = newest, given_up, 0
+            self._newest, self._crashes = newest, 0
         self._crashes += crashed
         if crashed and self._crashes >= self._most:
             self._tell()
             return True
-        return given_up is not None and given_up != self._given_up
+        # What was given up before a checkpoint was mended since.
+        return given_up is not None and given_up != self._given_up and given_up > saved
 
-    def _checkpoint(self) -> int | None:
-        """The step of the newest one, -1 if there is none, None where that cannot be seen."""
+    def _checkpoint(self) -> tuple[int | None, int]:
+        """The step of the newest one, -1 if there is none, None where that cannot be seen; and when it was written."""
         if self._workdir is None:
-            return None
+            return None, 0
         try:
-            names = [each.name for each in (self._workdir / "checkpoints").iterdir()]
+            found = [each for each in (self._workdir / "checkpoints").iterdir() if each.name.isdigit()]
+            newest = max(found, key=lambda each: int(each.name), default=None)
+            return (-1, 0) if newest is None else (int(newest.name), newest.stat().st_mtime_ns)
         except FileNotFoundError:
-            return -1
+            return -1, 0
         except OSError:
-            return None
-        return max((int(name) for name in names if name.isdigit()), default=-1)
+            return None, 0
 
     def _mark(self) -> int | None:
         """When a supervisor gave up, by the clock of whoever keeps the file; None where none did."""

@@ -256,14 +256,16 @@ def _columns_more(x: jax.Array, channels: Sequence[int], wanted: Sequence[int], 
 
 def _band_by_band(x, kernel, stride, padding, dilation, precision):
     """The convolution of some rows at a time: XLA's, or by columns."""
-    bands = _bands(x, kernel, stride)
+    bands, by_columns = _bands(x, kernel, stride), _gains_by_columns(x, kernel, stride)
     # Beforehand: the kernel gradient of a convolution that pads is slower where channels are few.
     x = _padded(x, padding)
     reach = dilation * (kernel.shape[0] - 1)
     height, _ = _output_size(x, kernel, stride, 0, dilation)
     rows = -(-height // bands)
-    if _gains_by_columns(x, kernel, stride):
-        convolve = partial(_by_columns, kernel=kernel, dilation=dilation, precision=precision)
+    if by_columns:
+        tap_height, tap_width, channels, features = kernel.shape
+        taps = kernel.transpose(1, 2, 0, 3).reshape(tap_width * channels, tap_height, features)
+        convolve = partial(_by_columns, taps=taps, width=tap_width, dilation=dilation, precision=precision)
         if bands > _BANDS_AT_ONCE:
             return _in_blocks(convolve, x, rows, stride, reach)
     else:
@@ -272,24 +274,23 @@ def _band_by_band(x, kernel, stride, padding, dilation, precision):
     return jnp.concatenate([convolve(part) for part in parts], axis=1)
 
 
-def _by_columns(x, kernel, dilation, precision):
+def _by_columns(x, taps, width, dilation, precision):
     """The convolution, unpadded and of stride 1, that slides down the rows alone: it is of one dimension.
 
-    The columns are examples, and what the kernel's columns see are channels.
+    The columns are examples, and what the kernel's `width` columns see are channels: `taps [width·i k o]`.
     """
-    height, width, channels, features = kernel.shape
     columns = x.shape[2] - dilation * (width - 1)
     seen = jnp.stack([x[:, :, left : left + columns] for left in range(0, dilation * width, dilation)])
     y = lax.conv_general_dilated(
-        seen.transpose(0, 4, 2, 1, 3).reshape(width * channels, x.shape[1], x.shape[0] * columns),
-        kernel.transpose(1, 2, 0, 3).reshape(width * channels, height, features),
+        seen.transpose(0, 4, 2, 1, 3).reshape(taps.shape[0], x.shape[1], x.shape[0] * columns),
+        taps,
         window_strides=(1,),
         padding=[(0, 0)],
         rhs_dilation=(dilation,),
         dimension_numbers=("CHN", "IHO", "HNC"),  # for the transpose: see _of_kernel
         precision=precision,
     )
-    return jnp.moveaxis(y.reshape(-1, x.shape[0], columns, features), 1, 0)
+    return jnp.moveaxis(y.reshape(-1, x.shape[0], columns, taps.shape[2]), 1, 0)
 
 
 def _by_matrix(x, kernel, stride, precision):

@@ -191,7 +191,8 @@ class CompiledText:
                 if each.opcode.removesuffix("-start") in COLLECTIVES:
                     chain = re.search(r'chain_id="\d+"', each.rest)
                     if chain is None or chain[0] not in chains:
-                        yield scope, each, times, chain is not None or each.opcode.endswith("-start")
+                        started = instruction.opcode == "async-start" or each.opcode.endswith("-start")
+                        yield scope, each, times, started or chain is not None
                     if chain is not None:
                         chains.add(chain[0])
 

@@ -28,7 +28,8 @@ class Roofline:
     @property
     def bound(self) -> str:
         """What the step waits for."""
-        return max((self.compute, "arithmetic"), (self.memory, "memory"), (self.collectives, "collectives"))[1]
+        sent = max(self.behind, self.collectives - self.behind)
+        return max((self.compute, "arithmetic"), (self.memory, "memory"), (sent, "collectives"))[1]
 
 
 def roofline(part: Slice, passes: float, traffic: float, given: Iterable[Collective]) -> Roofline:
