@@ -109,7 +109,9 @@ def codes(processes) -> list[int]:
 
 def printed(workdir, host) -> str:
     """What a host said, without what Gloo's threads print across each other about their connections."""
-    lines = (workdir.parent / f"{workdir.name}-{host}.log").read_text().splitlines(keepends=True)
+    text = (workdir.parent / f"{workdir.name}-{host}.log").read_text()
+    # Our own line may have begun in the middle of one of theirs.
+    lines = re.sub(r"^.*Gloo.*(?=error: )", "", text, flags=re.MULTILINE).splitlines(keepends=True)
     return "".join(line for line in lines if not re.search(r"Gloo|peer ranks|^\d*$", line))
 
 
