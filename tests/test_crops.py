@@ -41,7 +41,7 @@ def test_a_crop_for_each_object(fields):
     assert len(source) == 2 and source.info.num_classes == 21
     first, second = source[0], source[1]
     assert (first["id"], second["id"]) == ("a_1", "a_2")
-    assert first["image"].shape == (250, 250, 3) and first["label"].shape == (250, 250)
+    assert first["image"].shape == (250, 250, 3) and first["label"].shape == source.size(0) == (250, 250)
     assert set(np.unique(first["label"])) == {0, 15, 255}
     assert np.mean(first["label"] == 15) == pytest.approx(1 / 1.2**2, abs=0.02)
     assert first["image"][125, 125].min() > 200 and first["image"][0, 125].max() < 60

@@ -47,6 +47,7 @@ def test_a_source_of_pairs(fields):
     assert [source[i]["id"] for i in range(len(source))] == ["a", "b"]
     assert source[1]["label"][0].tolist() == [0, 1, 2, 255, 0, 0] and source[1]["label"].dtype == np.uint8
     assert source[0]["image"].shape == (*SIZE, 3) and source[1]["image"].max() == 0
+    assert source.size(0) == source.size(1) == SIZE
     assert source.info.class_names == ("ground", "tree", "roof") and source.info.num_classes == 3
     again = pickle.loads(pickle.dumps(source))
     assert np.array_equal(again[1]["label"], source[1]["label"])

@@ -80,6 +80,13 @@ def test_exif_orientation_turns_images(tmp_path, suffix):
     assert found[:16].min() > 190 and found[16:].max() < 10
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+def test_sizes_are_those_of_upright_images(tmp_path, suffix, orientation):
+    path = save(tmp_path / f"a.{suffix}", np.zeros((6, 9, 3), np.uint8), orientation=orientation)
+    assert images.read_size(path) == images.read_image(path).shape[:2]
+
+
 def test_exif_orientation_turns_masks_alike(tmp_path):
     labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     path = save(tmp_path / "a.png", labels, orientation=ROTATED)

@@ -137,6 +137,41 @@ def test_hosts_agree_on_the_largest_size():
             assert np.array_equal(np.concatenate([part[step][key] for part in parts]), whole[step][key])
 
 
+@dataclasses.dataclass
+class Sized(Numbered):
+    """Tells sizes without being read, and notes what is."""
+
+    read: list = dataclasses.field(default_factory=list)
+
+    def size(self, index):
+        return self.shapes[index % len(self.shapes)]
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+SHAPES = ((4, 5), (6, 3), (2, 9))
+WHOLE = SimpleNamespace(flip=True, scale=(0.5, 3.0), short_side=(0, 0), crop=(0, 0), color=0.0)
+BY_SHORT_SIDE = SimpleNamespace(flip=True, scale=(1.0, 1.0), short_side=(3, 11), crop=(0, 0), color=0.0)
+
+
+@pytest.mark.parametrize("augment", [WHOLE, BY_SHORT_SIDE])
+def test_hosts_read_their_own_images_alone(augment):
+    """Of the others' they ask the sizes, and know what augmentation makes of them."""
+    whole = train(Numbered(40, shapes=SHAPES), 3, augment=augment)
+    sources = [Sized(40, shapes=SHAPES) for _ in range(2)]
+    parts = [
+        train(source, 3, augment=augment, process_index=host, process_count=2, threads=0)
+        for host, source in enumerate(sources)
+    ]
+    for step in range(3):
+        for key in ("image", "label", "index"):
+            assert np.array_equal(np.concatenate([part[step][key] for part in parts]), whole[step][key])
+    for part, source in zip(parts, sources, strict=True):
+        assert source.read == [np.min(label) for batch in part for label in batch["label"]]
+
+
 def test_augmentation_follows_the_position_not_the_batch_size():
     by_four, by_two = train(Numbered(7), 2, augment=BUSY), train(Numbered(7), 4, augment=BUSY, batch_size=2)
     for key in ("image", "label"):
@@ -199,6 +234,16 @@ def test_evaluation_hosts_take_the_same_steps():
         assert np.array_equal(np.concatenate([first["label"], second["label"]]), batch["label"])
         assert np.array_equal(np.concatenate([first["image"], second["image"]]), batch["image"])
         assert first["ids"] + second["ids"] == batch["ids"]
+
+
+def test_evaluation_hosts_read_their_own_images_alone():
+    shapes = ((4, 5), (4, 5), (4, 5), (6, 3))
+    sources = [Sized(12, shapes=shapes) for _ in range(2)]
+    parts = [evaluate(source, process_index=host, process_count=2, threads=0) for host, source in enumerate(sources)]
+    for batch, *shares in zip(evaluate(Numbered(12, shapes=shapes)), *parts, strict=True):
+        assert np.array_equal(np.concatenate([share["image"] for share in shares]), batch["image"])
+    # The second one's first row is empty at the single images, and made like them.
+    assert [source.read for source in sources] == [[0, 1, 3, 4, 5, 7, 8, 9, 11], [2, 3, 6, 7, 10, 11]]
 
 
 def test_one_image_on_many_hosts():

@@ -190,7 +190,7 @@ def test_outlines_are_filled_to_a_quarter_of_a_pixel():
 def test_open_split_reads_the_fields():
     train, val = open_split(fields(), "train"), open_split(fields(), "val")
     assert (len(train), len(val)) == (20, 5)
-    assert train[0]["image"].shape == (64, 96, 3)
+    assert train[0]["image"].shape == (64, 96, 3) and train.size(0) == (64, 96)
     assert fingerprint(train[0]) != fingerprint(val[0])
 
 

@@ -62,6 +62,7 @@ def test_palette_masks_become_labels(fields):
     assert ids(source) == ["2007_1", "2007_2"] and ids(data.open_split(fields, "val")) == ["2008_1"]
     assert np.array_equal(source[0]["label"], LABELS)
     assert source[0]["image"].shape == (2, 3, 3) and (source[0]["image"] == 80).all()
+    assert source.size(0) == (2, 3)
     assert source.info.num_classes == 21 and source.info.class_names[15] == "person"
     assert source.info.palette[15] == (192, 128, 128)
 

@@ -1,9 +1,10 @@
 """Data sets, one a file, and the way from their files to batches.
 
 A data source has `info: DatasetInfo`, a length, and `source[i] -> {"image": u8[h w 3], "label": u8[h w], "id": str}`:
-RGB, and label 255 for void. It is deterministic, picklable, and safe to read from several threads. What differs is said
-by the source: an image `[h w k]`, of bytes or float32, has `channels` other than "RGB" ("RGBD", "RGBHHA", "HHA"); and
-where the labels are a dict of maps, one for each head of a net, so is `info`, in the order of the heads.
+RGB, and label 255 for void. It is deterministic, picklable, and safe to read from several threads. With `size(i)`,
+height and width, hosts need not read each other's images to know the largest of a batch. What differs is said by the
+source: an image `[h w k]`, of bytes or float32, has `channels` other than "RGB" ("RGBD", "RGBHHA", "HHA"); and where
+the labels are a dict of maps, one for each head of a net, so is `info`, in the order of the heads.
 """
 
 import importlib

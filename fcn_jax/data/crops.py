@@ -43,6 +43,10 @@ class Crops:
     def __len__(self) -> int:
         return len(self._windows)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a crop."""
+        return SIZE, SIZE
+
     def __getitem__(self, index: int) -> dict:
         window = self._windows[index]
         example = self._base[window.index]

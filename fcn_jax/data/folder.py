@@ -59,6 +59,10 @@ class Folder:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, without decoding it."""
+        return images.read_size(self.pairs[index].image)
+
     def __getitem__(self, index: int) -> dict:
         pair = self.pairs[index]
         image = images.read_image(pair.image)

@@ -50,6 +50,21 @@ def read_mask(path: str | Path) -> np.ndarray:
     return decode_mask(read_bytes(path), path)
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the picture in a file."""
+    return size_in(read_bytes(path), path)
+
+
+def size_in(data: bytes, name: str | Path) -> tuple[int, int]:
+    """Height and width of the picture in a file's bytes, upright; nothing is decoded but TIFFs."""
+    image = _open(data, name)
+    if image.format == "TIFF":  # which Pillow turns when it loads them, by itself
+        image = _upright(image, data, name)
+    elif _orientation(data, image) > 4:  # turned by a quarter
+        return image.width, image.height
+    return image.height, image.width
+
+
 def decode_image(data: bytes, name: str | Path) -> np.ndarray:
     """The picture in a file's bytes, RGB `u8[h w 3]`, alpha dropped, 16 bits made 8; errors call it `name`."""
     image = _open(data, name)

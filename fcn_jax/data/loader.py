@@ -7,7 +7,7 @@ its step, and any number of hosts or threads sees the same global batches.
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -35,13 +35,12 @@ def train_batches(
 
     A batch is `{"image": f32[b H W k], "label": u8[b H W], "index": i32[b]}`: input blobs, labels (by head where the
     source has several), and each example's place in the global batch. Every epoch is a fresh permutation of the source.
-    Images of different sizes are padded at the bottom and right to the batch's largest, with zeros and label 255.
+    Images of different sizes are padded at the bottom and right to the global batch's largest, with zeros and label
+    255. Of those that other hosts read, only the sizes are asked.
     """
     transforms.check(augment)
     _check(source, input_spec)
     rows = _local_rows(batch_size, process_index, process_count)
-    # Crops have one size. Whole images need not, and hosts must agree on the largest: then each reads the whole batch.
-    read = rows if all(augment.crop) else range(batch_size)
     order_key, augment_key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
     colored = input_spec.channels.startswith("RGB")
 
@@ -49,18 +48,27 @@ def train_batches(
     def permutation(epoch: int) -> np.ndarray:
         return _stream_at(order_key, epoch).permutation(len(source))
 
-    def example_at(local: int) -> dict:
-        step, row = divmod(local, len(read))
-        position = step * batch_size + read[row]
+    def index_at(position: int) -> int:
         epoch, place = divmod(position, len(source))
-        original = source[int(permutation(epoch)[place])]
-        stream = _stream_at(augment_key, position)
-        example = transforms.augment(original, augment, stream, input_spec.fill, colored)
-        return {"image": input_spec(example["image"]), "label": example["label"], "index": read[row]}
+        return int(permutation(epoch)[place])
 
-    examples = grain.MapDataset.range(start_step * len(read), sys.maxsize).map(example_at)
-    collate = functools.partial(_collate, rows=rows)
-    return _elements(_in_threads(examples, threads, 2 * len(read)).batch(len(read), batch_fn=collate))
+    def size_at(position: int) -> tuple[int, int]:
+        return transforms.augmented_size(_size(source, index_at(position)), augment, _stream_at(augment_key, position))
+
+    def example_at(local: int) -> dict:
+        step, row = divmod(local, len(rows))
+        first = step * batch_size
+        stream = _stream_at(augment_key, first + rows[row])
+        example = transforms.augment(source[index_at(first + rows[row])], augment, stream, input_spec.fill, colored)
+        blob = input_spec(example["image"])
+        # Crops have one size. On the largest of whole images hosts must agree: each example knows those that stand in
+        # its place on the other hosts.
+        peers = () if all(augment.crop) else range(row, batch_size, len(rows))
+        sizes = [blob.shape[:2], *(size_at(first + peer) for peer in peers if peer != rows[row])]
+        return {"image": blob, "label": example["label"], "index": rows[row], "least": np.max(sizes, axis=0)}
+
+    examples = grain.MapDataset.range(start_step * len(rows), sys.maxsize).map(example_at)
+    return _elements(_in_threads(examples, threads, 2 * len(rows)).batch(len(rows), batch_fn=_collate))
 
 
 def eval_batches(
@@ -76,25 +84,45 @@ def eval_batches(
 
     A batch is `{"image": f32[b h w k], "label": u8[b h w], "ids": list[str]}`, labels by head where the source has
     several. Consecutive images of equal size share a global batch, which is filled to `batch_size` with zero images
-    whose labels are all 255; `ids` names the real ones among this host's rows. Every host walks through all images, so
-    that all take the same number of steps of the same shapes, whatever the sizes.
+    whose labels are all 255; `ids` names the real ones among this host's rows. Every host asks for the sizes of all
+    images, so that all take the same number of steps of the same shapes, and reads its own.
     """
     _check(source, input_spec)
     rows = _local_rows(batch_size, process_index, process_count)
+    every = grain.MapDataset.range(len(source))
 
-    def blob(example: dict) -> dict:
+    def blob(index: int) -> dict:
+        example = source[index]
         return example | {"image": input_spec(example["image"])}
 
     def batches() -> Iterator[dict]:
-        group: list[dict] = []
-        for example in _elements(_in_threads(grain.MapDataset.source(source).map(blob), threads, 2 * batch_size)):
-            if group and (len(group) == batch_size or example["image"].shape != group[0]["image"].shape):
-                yield _filled(group, rows)
-                group = []
-            group.append(example)
-        yield _filled(group, rows)
+        sizes = _elements(_in_threads(every.map(functools.partial(_size, source)), threads, 2 * batch_size))
+        groups = list(_alike(sizes, batch_size))
+        # A group of which nothing is ours still says of what channels and heads its empty images are.
+        ours = [group[rows.start : rows.stop] or group[:1] for group in groups]
+        order = [index for indices in ours for index in indices]
+        read = _elements(_in_threads(grain.MapDataset.source(order).map(blob), threads, 2 * len(rows)))
+        for group, indices in zip(groups, ours, strict=True):
+            examples = [next(read) for _ in indices]
+            yield _filled(examples, len(rows), real=len(group[rows.start : rows.stop]))
 
     return batches()
+
+
+def _size(source: Any, index: int) -> tuple[int, int]:
+    """Height and width of a source's image; it is read for that where the source has no `size`."""
+    return source.size(index) if hasattr(source, "size") else source[index]["image"].shape[:2]
+
+
+def _alike(sizes: Iterable[tuple[int, int]], most: int) -> Iterator[range]:
+    """Places that follow each other, of one size and at most so many."""
+    first, before, place = 0, None, -1
+    for place, size in enumerate(sizes):
+        if place > first and (size != before or place - first == most):
+            yield range(first, place)
+            first = place
+        before = size
+    yield range(first, place + 1)
 
 
 def _check(source: Any, input_spec: InputSpec) -> None:
@@ -147,24 +175,22 @@ def _elements(examples: grain.IterDataset) -> Iterator[Any]:
         iterator.close()
 
 
-def _collate(examples: Sequence[dict], rows: range) -> dict:
-    """The examples of these rows as a batch, padded at the bottom and right to the largest of all that were read."""
-    height, width = np.max([example["image"].shape[:2] for example in examples], axis=0)
-    batch = _empty_batch(len(rows), height, width, examples[0])
-    mine = [example for example in examples if example["index"] in rows]
-    for row, example in enumerate(mine):
+def _collate(examples: Sequence[dict]) -> dict:
+    """The examples as a batch, padded at the bottom and right to the least size that each asks for."""
+    height, width = np.max([example["least"] for example in examples], axis=0)
+    batch = _empty_batch(len(examples), height, width, examples[0])
+    for row, example in enumerate(examples):
         _put(batch, row, example)
-    return batch | {"index": np.array([example["index"] for example in mine], np.int32)}
+    return batch | {"index": np.array([example["index"] for example in examples], np.int32)}
 
 
-def _filled(group: Sequence[dict], rows: range) -> dict:
-    """This host's rows of the global batch that starts with `group` and ends in empty images."""
-    height, width = group[0]["image"].shape[:2]
-    batch = _empty_batch(len(rows), height, width, group[0])
-    mine = group[rows.start : rows.stop]
-    for row, example in enumerate(mine):
+def _filled(examples: Sequence[dict], size: int, real: int) -> dict:
+    """A batch that starts with the first `real` examples and ends in empty images, all of one shape."""
+    height, width = examples[0]["image"].shape[:2]
+    batch = _empty_batch(size, height, width, examples[0])
+    for row, example in enumerate(examples[:real]):
         _put(batch, row, example)
-    return batch | {"ids": [example["id"] for example in mine]}
+    return batch | {"ids": [example["id"] for example in examples[:real]]}
 
 
 def _empty_batch(size: int, height: int, width: int, like: dict) -> dict:

@@ -123,6 +123,11 @@ class PreparedSplit:
     def __len__(self) -> int:
         return len(self._records)
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, without decoding it."""
+        record = self._records[index]
+        return images.size_in(record[next(iter(self._pictures))], f"{self._directory} ({record['id'].decode()})")
+
     def __getitem__(self, index: int) -> dict:
         record = self._records[index]
         name = record["id"].decode()

@@ -66,6 +66,10 @@ class Shapes:
     def __len__(self) -> int:
         return self.num_images
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.height, self.width
+
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.num_images:
             raise IndexError(f"shapes {self.split}: no image {index} among {self.num_images}")

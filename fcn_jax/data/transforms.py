@@ -54,12 +54,8 @@ def augment(
     """
     image, heads = example["image"], example["label"]
     label = np.stack(list(heads.values()), axis=-1) if isinstance(heads, Mapping) else heads
-    low, high = options.scale
-    if (low, high) != (1, 1):
-        image, label = rescale(image, label, rng.uniform(low, high))
-    if any(options.short_side):
-        shortest, longest = options.short_side
-        image, label = rescale(image, label, rng.integers(shortest, longest + 1) / min(image.shape[:2]))
+    if (scale := _scale(image.shape[:2], options, rng)) is not None:
+        image, label = rescale(image, label, scale)
     size = height, width = tuple(options.crop)
     top, left = 0, 0
     if height and width:
@@ -76,6 +72,31 @@ def augment(
     return example | {"image": image, "label": label}
 
 
+def augmented_size(size: tuple[int, int], options: Any, rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width that `augment` makes, with the same random numbers, of an image of that size."""
+    height, width = options.crop
+    if height and width:
+        return height, width
+    scale = _scale(size, options, rng)
+    return size if scale is None else scaled_size(size, scale)
+
+
+def _scale(size: Sequence[int], options: Any, rng: np.random.Generator) -> float | None:
+    """By how much an image of that size is scaled; None where images keep their sizes."""
+    if tuple(options.scale) != (1, 1):
+        return rng.uniform(*options.scale)
+    if any(options.short_side):
+        shortest, longest = options.short_side
+        return rng.integers(shortest, longest + 1) / min(size)
+    return None
+
+
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Height and width at `scale` times a size, at least 1×1."""
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
 def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Left and right exchanged."""
     return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
@@ -83,7 +104,7 @@ def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def rescale(image: np.ndarray, label: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Image and label at `scale` times their size, at least 1×1: bilinear or by area, and nearest for the label."""
-    size = [max(1, round(side * scale)) for side in image.shape[:2]]
+    size = scaled_size(image.shape[:2], scale)
     # Averaging areas keeps thin things when shrinking. NEAREST_EXACT puts pixel centres where the other two have them;
     # plain NEAREST would shift labels against the image by up to half a pixel.
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
