@@ -58,6 +58,15 @@ def text():
     return CompiledText(TEXT)
 
 
+def extended(lines, computations=""):
+    """The program with more lines in its entry, and with more computations."""
+    return CompiledText(computations + TEXT.replace("  ROOT %result", lines + "  ROOT %result"))
+
+
+def moved(text):
+    return sum(text.traffic().values())
+
+
 def test_traffic_is_of_what_runs_by_kind(text):
     row, cells = 8 * 128 * 4, 8 * 8 * 128
     assert text.traffic() == {
@@ -66,8 +75,8 @@ def test_traffic_is_of_what_runs_by_kind(text):
         "pooling": 0,
         # 4 planes of 5×21, padded to 8×128; and 21 planes of 5×4, which are padded as much.
         "layout copies": 4 * 8 * 128 * 4 + 21 * 8 * 128 * 4,
-        # Sixteen rounds read a row each, into fast memory; and the sum at the end; and what the all-reduce writes.
-        "the rest": 16 * row + 3 * cells * 4 + 128 * 4 + 4,
+        # Sixteen rounds read a row each, into fast memory; and the sum at the end. No collective writes anything.
+        "the rest": 16 * row + 3 * cells * 4,
     }
 
 
@@ -95,12 +104,97 @@ PART = "  %part = f32[8,128]{1,0:T(8,128)} parameter(6)\n"
 
 def test_what_is_gathered_behind_other_work_counts_once(text):
     """In three fusions of one chain, each of which reads and writes what is its own alone."""
-    behind = "".join(map(BEHIND.format, range(3))) + TEXT.partition("\n\n")[2]
     called = PART + "".join(map(CALLED.format, range(3)))
-    found = CompiledText(behind.replace("  ROOT %result", called + "  ROOT %result"))
-    gathered = [each for each in found.collectives() if each.kind == "all-gather"]
-    assert gathered == [Collective("all-gather", 1, 4 * 128), Collective("all-gather", 1, 4 * 32, behind=True)]
-    assert found.traffic()["the rest"] - text.traffic()["the rest"] == 3 * 2 * 8 * 128 * 4
+    # Where what is gathered lies in memory, and where it lies in fast memory.
+    for lines in (called, called.replace("T(128)}", "T(128)S(1)}")):
+        found = extended(lines, "".join(map(BEHIND.format, range(3))))
+        gathered = [each for each in found.collectives() if each.kind == "all-gather"]
+        assert gathered == [Collective("all-gather", 1, 4 * 128), Collective("all-gather", 1, 4 * 32, behind=True)]
+        assert found.traffic()["the rest"] - text.traffic()["the rest"] == 3 * 2 * 8 * 128 * 4
+
+
+WITHIN = """%summing (gradient: f32[1024], x: f32[8,128]) -> (f32[8,128], f32[1024]) {
+  %gradient = f32[1024]{0:T(1024)} parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %summed = f32[1024]{0:T(1024)} all-reduce(%gradient), to_apply=%add
+  %doubled = f32[8,128]{1,0:T(8,128)} add(%x, %x)
+  ROOT %pair = (f32[8,128]{1,0:T(8,128)}, f32[1024]{0:T(1024)}) tuple(%doubled, %summed)
+}
+
+%sharing (gradient: f32[1024], place: s32[]) -> f32[128] {
+  %gradient = f32[1024]{0:T(1024)} parameter(0)
+  %place = s32[]{:T(128)} parameter(1)
+  %summed = f32[1024]{0:T(1024)} all-reduce(%gradient), to_apply=%add
+  ROOT %share = f32[128]{0:T(128)} dynamic-slice(%summed, %place), dynamic_slice_sizes={128}
+}
+
+%beginning (gradient: f32[1024]) -> (f32[1024], f32[4096], u32[]) {
+  %gradient = f32[1024]{0:T(1024)} parameter(0)
+  %gathered = f32[4096]{0:T(1024)} all-gather(%gradient), dimensions={0}, frontend_attributes={chain_id="8"}
+  ROOT %begun = (f32[1024]{0:T(1024)}, f32[4096]{0:T(1024)}, u32[]{:S(2)}) custom-call(%gradient, %gathered), custom_call_target="AsyncCollectiveStart"
+}
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("fusion", "others"),
+    [
+        ("(f32[8,128]{1,0:T(8,128)}, f32[1024]{0:T(1024)}) fusion(%given, %part), calls=%summing", 2 * 8 * 128 * 4),
+        ("f32[128]{0:T(128)} fusion(%given, %c), calls=%sharing", 0),
+        ("(f32[1024]{0:T(1024)}, f32[4096]{0:T(1024)}, u32[]{:S(2)}) fusion(%given), calls=%beginning", 0),
+    ],
+)
+def test_of_a_fusion_with_a_collective_only_other_work_moves(text, fusion, others):
+    found = extended(f"{PART}  %given = f32[1024]{{0:T(1024)}} parameter(7)\n  %fused = {fusion}\n", WITHIN)
+    assert sum(each.count for each in found.collectives()) == 3
+    assert moved(found) - moved(text) == others
+
+
+LARGE, ROWS, STATE = "f32[128,128]{1,0:T(8,128)}", "f32[8,128]{1,0:T(8,128)}", "u32[]{:S(2)}"
+FAST = LARGE.replace("}", "S(1)}")
+WHOLE, CUT = 128 * 128 * 4, 8 * 128 * 4
+WRAPPED = f"""%slicing (whole: f32[128,128]) -> f32[8,128] {{
+  %whole = {LARGE} parameter(0)
+  ROOT %cut = {ROWS} slice(%whole), slice={{[0:8], [0:128]}}
+}}
+
+%laying (whole: f32[128,128]) -> f32[128,128] {{
+  %whole = {LARGE} parameter(0)
+  ROOT %laid = f32[128,128]{{0,1:T(8,128)}} copy(%whole)
+}}
+
+%scattering (whole: f32[128,128]) -> f32[8,128] {{
+  %whole = {LARGE} parameter(0)
+  ROOT %scattered = {ROWS} reduce-scatter(%whole), dimensions={{0}}, to_apply=%add
+}}
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("arrays", "opcode", "attributes", "bytes_moved"),
+    [
+        (f"(({LARGE}), {ROWS}, {STATE})", "async", "calls=%slicing", 2 * CUT),
+        (f"(({LARGE}), {ROWS}, {STATE})", "slice", "slice={[0:8], [0:128]}", 2 * CUT),
+        (f"(({LARGE}), {LARGE}, u32[])", "async", "calls=%laying", 2 * WHOLE),
+        (f"(({LARGE}), {LARGE})", "negate", "", 2 * WHOLE),
+        (f"({FAST}, {LARGE}, u32[])", "copy", "", WHOLE),
+        (f"({ROWS}, {LARGE})", "all-gather", "dimensions={0}", 0),
+        (LARGE, "all-reduce", "to_apply=%add", 0),
+        (f"({LARGE}, {LARGE}, u32[], u32[])", "collective-permute", "source_target_pairs={{0,1}}", 0),
+        (f"(({LARGE}), {ROWS})", "reduce-scatter", "dimensions={0}, to_apply=%add", 0),
+        (f"(({LARGE}), {ROWS})", "async", "calls=%scattering", 0),
+    ],
+)
+def test_what_is_asynchronous_moves_once(text, arrays, opcode, attributes, bytes_moved):
+    """Its start has operands and results side by side, and what follows has them again."""
+    lines = f"""  %large = {LARGE} parameter(6)
+  %begun = {arrays} {opcode}-start(%large), {attributes}
+  %further = {arrays} {opcode}-update(%begun)
+  %ended = {LARGE} {opcode}-done(%further)
+"""
+    assert moved(extended(lines, WRAPPED)) - moved(text) == bytes_moved
 
 
 def test_copies_and_padding_name_their_origin(text):
@@ -115,4 +209,4 @@ def test_no_host_is_waited_for_until_there_is_one(text):
     callback = '  %called = f32[8]{0:T(128)} custom-call(%image), custom_call_target="xla_python_cpu_callback"\n'
     outfeed = "  %out = token[] outfeed(%image, %token), outfeed_shape=bf16[1,8,8,128]{3,2,1,0}\n"
     for line in (callback, outfeed):
-        assert len(CompiledText(TEXT.replace("  ROOT %result", line + "  ROOT %result")).host_transfers()) == 1
+        assert len(extended(line).host_transfers()) == 1

@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from counting_compiler import ONE_SUM, CountingCompiler
+from jax.sharding import SingleDeviceSharding
 
 from fcn_jax import parallel
 from fcn_jax.config import default
@@ -47,6 +52,7 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, compile
     assert plan["largest_step"]["images_a_step"] == 29 * 8
     assert plan["step"]["memory"]["largest"] == "temporaries"
     assert plan["step"]["collectives"] == [{"kind": "all-reduce", "count": 1, "size": 4000, "behind": False}]
+    assert plan["step"]["roofline"]["memory"] == 0  # what is summed has its own time
     rows = {row["topology"]: row for row in plan["slices"]}
     assert [name for name, row in rows.items() if not row["derived"]] == ["v5e:2x4"]
     assert rows["v5e:1x1"]["collectives"] == 0 < rows["v5e:16x16"]["collectives"]
@@ -55,6 +61,7 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, compile
     assert here["run_chip_hours"] == pytest.approx(8 * here["run_hours"])
     text = "\n".join(tables.plan_lines(plan))
     assert "voc" not in text.split("\n")[1] and "roofline: at least" in text and "derived" in text
+    assert "1,600 images, the config's 100 steps of 16\n" in text
     assert "largest batch: 29 images a device, compiled" in text and "29 images: at least" in text
     json.dumps(plan)
 
@@ -85,6 +92,11 @@ def test_a_batch_that_cannot_be_split_is_told_and_rounded_up(config, compiler):
     assert question.per_device == 1
     assert "data.batch_size=1 cannot be split over 8 devices" in question.notes[0]
     assert "--config.data.batch_size=8" in question.notes[0]
+    plan = planning.answer(question, largest=False)
+    (here,) = (row for row in plan["slices"] if not row["derived"])
+    assert (here["images_a_step"], here["run_hours"]) == (8, pytest.approx(100 / 8 * here["step"] / 3600))
+    first, second, *_ = tables.slice_lines(plan)
+    assert first.endswith("100 images, the config's 100 steps of 1") and "for as many images on each slice" in second
     config.optim.accumulate = 3
     assert planning.ask(config, slices.parse("v5e:2x4"), size="64x64").per_device == 3
 
@@ -102,7 +114,12 @@ def test_options_are_compared_in_all_combinations(config, compiler):
     assert len(found) == 4 and "model.dtype=bfloat16, loss.fused=False, data.batch_size=8" in found
     lines = list(tables.comparison_lines(list(found.values()), list(found)))
     assert len(lines) == 5
-    for wrong, words in (("loss.fusd=true", "did you mean 'loss.fused'"), ("loss.fused=maybe", "true or false")):
+    for wrong, words in (
+        ("loss.fusd=true", "did you mean 'loss.fused'"),
+        ("loss.fused=maybe", "true or false"),
+        ("data.augment.crop=321,321", "data.augment.crop holds several values"),
+        ("optim.boundaries=1000,2000", "optim.boundaries holds several values"),
+    ):
         with pytest.raises(ConfigError, match=words):
             list(planning.compare(config, slices.parse("v5e:2x4"), [wrong], "64x64", None))
 
@@ -168,6 +185,21 @@ def test_one_image_in_use_needs_no_optimizer(config):
     assert "one image of 32×32" in next(tables.latency_lines((32, 32), figures))
 
 
+@pytest.mark.parametrize("passed", [False, True])
+def test_an_image_that_does_not_fit_is_one_line(config, compiler, monkeypatch, passed):
+    """Refused by the compiler, or let pass."""
+
+    def compile_prediction(assembly, mesh, size):
+        if not passed:
+            raise TooLarge("17.0 GiB needed")
+        return program.Program(1, program.Memory(0, 0, 0, 0, 0, 17 * 2**30, 0, 0), ONE_SUM, 0.0)
+
+    monkeypatch.setattr(planning, "compile_prediction", compile_prediction)
+    question = planning.ask(config, slices.parse("v5e:1x1"), size="64x64")
+    with pytest.raises(UserError, match=r"does not fit v5e:1x1: 17.0 GiB needed, 15.75 GiB there; try smaller images"):
+        planning.latency(question)
+
+
 def sizes_by_kind(text: CompiledText) -> Counter[str]:
     sizes = Counter[str]()
     for each in text.collectives():
@@ -182,17 +214,46 @@ def narrow(name: str, **fields):
     return config
 
 
+def opcodes(text: CompiledText) -> set[str]:
+    return {each.opcode for each in text.everything()}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("libtpu")
-@pytest.mark.parametrize("name", ["fcn8s", "segnet"])
-def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, tmp_path):
+def test_what_a_step_is_not_to_hold_would_be_seen():
+    """A gather, a scatter and a call of the host are in the text of a program that has them."""
+
+    def holding(x, places):
+        jax.debug.callback(lambda x: None, x[0])
+        return x[places], jnp.zeros_like(x).at[places].add(x)
+
+    device = SingleDeviceSharding(slices.devices(slices.parse("v5e:1x1"))[0])
+    shapes = ((64, 128), jnp.float32), ((64,), jnp.int32)
+    arguments = [jax.ShapeDtypeStruct(*each, sharding=device) for each in shapes]
+    text = CompiledText(jax.jit(holding).lower(*arguments).compile().as_text() or "")
+    assert opcodes(text) >= {"gather", "scatter"}
+    assert text.host_transfers()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("fcn8s", "pmap"), ("segnet", "pmap"), ("deconvnet", "pmap"), ("fcn8s", "mesh"), ("deeplab_largefov", "mesh"),
+        ("fcn_resnet50", "mesh"),
+    ],
+)  # fmt: skip
+def test_a_real_step_is_compiled_for_a_slice_that_is_not_here(name, mode):
     """It computes in bfloat16 where that is asked, waits for no host, and neither scatters nor gathers."""
-    question = planning.ask(narrow(name), slices.parse("v5e:2x2"), size="64x96")
+    config = narrow(name)
+    config.parallel.mode = mode
+    question = planning.ask(config, slices.parse("v5e:2x2"), size="64x96")
     compiled = question.compile()
     text = CompiledText(compiled.text)
     assert text.host_transfers() == []
-    instructions = list(text.everything())
-    assert {each.opcode for each in instructions} & {"gather", "scatter"} == set()
+    assert not opcodes(text) & {"gather", "scatter"}
+    instructions = text.everything()
     convolutions = [each for each in instructions if "conv_general" in each.origin and each.opcode == "convolution"]
     assert len(convolutions) > 20
     for each in convolutions:
@@ -260,6 +321,28 @@ def test_what_was_compiled_is_remembered(tmp_path, monkeypatch):
         with pytest.raises(TooLarge, match=r"20\.1 GiB"):
             run(large)
     assert made.count("large") == 1
+
+
+def grid(*shape) -> Any:
+    """A mesh of chips that tell where in their slice they lie."""
+    chips = [types.SimpleNamespace(device_kind="TPU v5", coords=list(place)) for place in np.ndindex(shape)]
+    return types.SimpleNamespace(devices=np.array(chips))
+
+
+def test_what_was_compiled_for_as_many_chips_in_another_grid_is_another_program(tmp_path, monkeypatch):
+    made = []
+    lowered = types.SimpleNamespace(as_text=lambda: "module")
+    memory = {"arguments": 1, "temporaries": 2, "results": 3, "code": 4}
+
+    def compiled(lowered):
+        made.append(lowered)
+        return {"memory": memory, "text": "", "seconds": float(len(made))}
+
+    monkeypatch.setattr(program, "_compiled", compiled)
+    held = {"parameters": 1, "statistics": 0, "optimizer": 0, "batch": 0}
+    shapes = [(2, 4, 8), (4, 4, 4), (2, 4, 8), (4, 4, 4)]
+    found = [program._compile(lowered, grid(*shape), held, 1, tmp_path).seconds for shape in shapes]
+    assert found == [1, 2, 1, 2]
 
 
 def test_a_shortage_is_read_off_the_compilers_line():

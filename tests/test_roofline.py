@@ -31,7 +31,10 @@ def test_each_of_two_cores_has_half_of_the_chip():
 
 @pytest.mark.parametrize(
     ("topology", "links"),
-    [("v5e:4x4", 2), ("v5e:16x16", 4), ("v5e:8x16", 3), ("v5e:1x2", 1), ("v4:4x4x4", 6), ("v4:2x4x4", 5)],
+    [
+        *(("v5e:4x4", 2), ("v5e:16x16", 4), ("v5e:8x16", 3), ("v5e:1x2", 1)),
+        *(("v4:4x4x4", 6), ("v4:2x4x4", 3), ("v5p:4x4x8", 6), ("v5p:2x2x4", 3), ("v5p:2x2x1", 2)),
+    ],
 )
 def test_a_ring_is_used_both_ways_and_a_chain_once(topology, links):
     part = parse(topology)

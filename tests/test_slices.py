@@ -31,6 +31,22 @@ def test_an_impossible_slice_is_refused_in_one_line(topology, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("topology", "rings"),
+    [
+        ("v5e:8x16", (False, True)),
+        ("v6e:16x16", (True, True)),
+        ("v6e:8x8", (False, False)),
+        ("v4:4x4x4", (True, True, True)),
+        ("v5p:4x8x12", (True, True, True)),
+        ("v5p:2x4x4", (False, False, False)),
+        ("v4:4x4x1", (False, False, False)),
+    ],
+)
+def test_an_axis_of_sixteen_chips_is_a_ring_and_every_one_of_whole_cubes(topology, rings):
+    assert slices.parse(topology).rings == rings
+
+
 def test_a_missing_compiler_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setattr(slices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fcn_jax\[plan\]'"):

@@ -1,12 +1,14 @@
 """What the text of a compiled TPU program tells: traffic to memory, collectives, copies, padding, host transfers.
 
 A program is a tree of computations; those that are run are the entry and the bodies of loops, each instruction of
-which reads its operands from memory and writes its result there. What lies in the chip's fast memory (`S(1)` in a
-layout) costs no traffic; a layout's tile, `T(8,128)`, tells to what its two innermost axes are padded.
+which reads its operands from memory and writes its result there. An asynchronous one does so where it is started. What
+lies in the chip's fast memory (`S(1)` in a layout) costs no traffic; a layout's tile, `T(8,128)`, tells to what its two
+innermost axes are padded.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -20,11 +22,10 @@ _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 # What computes and moves nothing by itself.
 _FREE = frozenset((
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "copy-done", "slice-done", "async-done", "all-reduce-done",
-    "all-gather-done", "collective-permute-done", "opt-barrier",
-    "iota",
+    "partition-id", "replica-id", "opt-barrier", "iota",
 ))
 # fmt: on
+_FUSED = ("fusion", "fusion-start", "async-start")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
 _SLICES = ("slice", "dynamic-slice")
@@ -64,6 +65,20 @@ class Instruction:
         """The path of the JAX operation that it comes from."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
+
+    @property
+    def free(self) -> bool:
+        """Whether it computes and moves nothing by itself."""
+        return self.opcode in _FREE or self.opcode.endswith(("-update", "-done"))
+
+    @property
+    def collective(self) -> bool:
+        return self.opcode.removesuffix("-start") in COLLECTIVES
+
+    @property
+    def fused(self) -> str | None:
+        """The computation that it is made of, where it is a fusion or asynchronous."""
+        return self.called("calls") if self.opcode in _FUSED else None
 
     def called(self, role: str) -> str | None:
         found = re.search(rf"\b{role}=%?([\w.\-]+)", self.rest)
@@ -123,7 +138,11 @@ class CompiledText:
         return max(counts, default=1)
 
     def traffic(self) -> dict[str, int]:
-        """Bytes to and from memory a step, by kind of operation."""
+        """Bytes to and from memory a step, by kind of operation.
+
+        What collectives read and write is left out: they do it while they send, and the time of that is counted by
+        itself.
+        """
         total: dict[str, int] = dict.fromkeys(KINDS, 0)
         for computation, instruction, times in self.run():
             total[self.kind(instruction)] += times * self._traffic(computation, instruction)
@@ -141,8 +160,8 @@ class CompiledText:
 
     def is_copy(self, instruction: Instruction) -> bool:
         """Whether an instruction only lays values out in another way."""
-        opcodes = {each.opcode for each in self._inside(instruction)} or {instruction.opcode}
-        return bool(opcodes & {"copy", "transpose"}) and opcodes <= _FREE | {"copy", "transpose", "reshape"}
+        work = {each.opcode for each in self._inside(instruction) or [instruction] if not each.free}
+        return bool(work & {"copy", "transpose"}) and work <= {"copy", "transpose", "reshape"}
 
     def copies(self) -> list[tuple[int, str, str]]:
         """What is laid out anew: bytes of traffic a step, what, and the operation that it comes from; largest first."""
@@ -157,7 +176,7 @@ class CompiledText:
         """Arrays in memory that are padded: bytes of padding, array, operation; largest first, each shape once."""
         largest: dict[str, tuple[int, Array, str]] = {}
         for _, instruction, _ in self.run():
-            if instruction.opcode in _FREE - {"parameter"}:
+            if instruction.free and instruction.opcode != "parameter":
                 continue
             for array in instruction.arrays:
                 if array.in_memory and array.padded > array.values:
@@ -188,20 +207,20 @@ class CompiledText:
             outside = self.computations[computation]
             within = [(scope, each) for scope in self._called(instruction) for each in scope.values()]
             for scope, each in [(outside, instruction), *within]:
-                if each.opcode.removesuffix("-start") in COLLECTIVES:
+                if each.collective:
                     chain = re.search(r'chain_id="\d+"', each.rest)
                     if chain is None or chain[0] not in chains:
-                        started = instruction.opcode == "async-start" or each.opcode.endswith("-start")
+                        started = any(one.opcode.endswith("-start") for one in (instruction, each))
                         yield scope, each, times, started or chain is not None
                     if chain is not None:
                         chains.add(chain[0])
 
     def _called(self, instruction: Instruction) -> Iterator[dict[str, Instruction]]:
         """The computations that make up a fusion."""
-        called = instruction.called("calls") if instruction.opcode in ("fusion", "async-start") else None
-        if called in self.computations:
-            yield self.computations[called]
-            for each in self.computations[called].values():
+        fused = instruction.fused
+        if fused in self.computations:
+            yield self.computations[fused]
+            for each in self.computations[fused].values():
                 yield from self._called(each)
 
     def operand_types(self, instruction: Instruction) -> set[str]:
@@ -229,43 +248,55 @@ class CompiledText:
         return [each for computation in self._called(instruction) for each in computation.values()]
 
     def _traffic(self, computation: str, instruction: Instruction) -> int:
-        """Bytes that one run of an instruction reads and writes."""
-        opcode, scope = instruction.opcode, self.computations[computation]
-        if opcode in _FREE or (
-            opcode == "custom-call" and re.search(r'"(AllocateBuffer|ConcatBitcast)"', instruction.rest)
+        """Bytes that one run of an instruction reads and writes, without those of collectives."""
+        opcode, scope = instruction.opcode.removesuffix("-start"), self.computations[computation]
+        if (
+            instruction.free
+            or instruction.collective
+            or (opcode == "custom-call" and re.search(r'"(AllocateBuffer|ConcatBitcast)"', instruction.rest))
         ):
             return 0
         operands = [scope[name].arrays for name in instruction.operands if name in scope]
-        if opcode == "copy-start":
-            return sum(array.traffic for array in instruction.arrays[:2])
-        if opcode in (*_SLICES, "slice-start"):
+        results = instruction.arrays
+        if instruction.opcode == "copy-start":
+            return sum(array.traffic for array in results[:2])  # where to, and where from
+        if instruction.opcode.endswith("-start"):
+            # They stand behind the operands; the scalars after them are the compiler's own.
+            results = tuple(array for array in results[sum(map(len, operands)) :] if array.shape)
+        if opcode in _SLICES:
             # Only what is cut out is read, and written where it does not stay in fast memory.
-            out = instruction.arrays[-2 if opcode == "slice-start" else 0]
             source = operands[0][0].in_memory if operands and operands[0] else False
-            return out.traffic + (out.padded if source else 0)
+            return results[0].traffic + (results[0].padded if source else 0)
         if opcode == "dynamic-update-slice":
             return 2 * sum(array.traffic for array in operands[1])
-        reads, writes = [sum(array.traffic for array in each) for each in operands], instruction.arrays
-        inside = instruction.called("calls") if opcode == "fusion" else None
-        if inside in self.computations:
-            reads, writes = self._fused_traffic(inside, reads, instruction.arrays)
-            return sum(reads) + writes
-        return sum(reads) + sum(array.traffic for array in writes)
+        reads = [sum(array.traffic for array in each) for each in operands]
+        fused = instruction.fused
+        if fused in self.computations:
+            return self._fused_traffic(self.computations[fused], reads, results)
+        return sum(reads) + sum(array.traffic for array in results)
 
-    def _fused_traffic(self, computation: str, reads: list[int], arrays: tuple[Array, ...]) -> tuple[list[int], int]:
-        """What a fusion reads of each operand, of which it may only use a slice, and what it writes."""
-        inside = self.computations[computation]
+    def _fused_traffic(self, inside: dict[str, Instruction], reads: list[int], results: tuple[Array, ...]) -> int:
+        """Bytes that a fusion reads of its operands, of which it may only use slices, and writes.
+
+        What its collectives alone read and write is left out, and so is what fusions in which one is done behind other
+        work hand on to each other.
+        """
         root = next(reversed(inside.values()))
-        if '"AsyncCollectiveDone"' in root.rest:
-            return [], 0
-        written = sum(array.traffic for array in arrays)
-        reads = list(reads)
-        # A collective behind other work writes once, in the fusion that starts it; the others pass on what it has.
-        passing = {each.name for each in inside.values() if "chain_id=" in each.rest and root.opcode == "tuple"}
-        if passing:
-            passing |= {root.name}
-            passed = [inside[name] for name in root.operands if name in passing or inside[name].opcode == "parameter"]
-            written -= sum(array.traffic for each in passed for array in each.arrays)
+        if re.search(r'"AsyncCollective(Start|Done)"', root.rest):
+            return 0
+        sent = set[str]()
+        for each in inside.values():
+            # Of a sum a device may keep a part alone.
+            part = each.opcode in (*_SLICES, "bitcast", "get-tuple-element") and each.operands[0] in sent
+            if part or each.collective or "chain_id=" in each.rest:
+                sent.add(each.name)
+        written, arrays = sum(array.traffic for array in results), iter(results)
+        if sent:
+            for name in root.operands if root.opcode == "tuple" else (root.name,):
+                given = sum(array.traffic for array in itertools.islice(arrays, len(inside[name].arrays)))
+                written -= given if name in sent or inside[name].opcode == "parameter" else 0
+            if root.opcode == "tuple":
+                sent.add(root.name)
         for each in inside.values():
             if each.opcode != "parameter":
                 continue
@@ -273,7 +304,7 @@ class CompiledText:
             users = [user for user in inside.values() if each.name in user.operands]
             if place >= len(reads) or not users:
                 continue
-            if all(user.name in passing for user in users):
+            if all(user.name in sent for user in users):
                 reads[place] = 0
             elif all(user.opcode in _SLICES for user in users):
                 reads[place] = min(reads[place], sum(user.arrays[0].padded for user in users))
@@ -282,7 +313,7 @@ class CompiledText:
                 updates = sum(inside[user.operands[1]].arrays[0].padded for user in users)
                 written = max(written - reads[place], 0) + min(updates, reads[place])
                 reads[place] = 0
-        return reads, written
+        return sum(reads) + written
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -90,8 +90,8 @@ def of_slices(part: Slice, others: Sequence[Slice], figures: dict[str, Any], ima
     """The same step on its own slice and on others, which is derived: each device does what it does here, the
     collectives are others.
 
-    `images` are those of the whole run. A single device has no collectives: what several would sum is taken to be one
-    gradient for each parameter.
+    `images` are those of the whole run, in however many steps of a slice. A single device has no collectives: what
+    several would sum is taken to be one gradient for each parameter.
     """
     assert part.chip is not None
     given = [Collective("all-reduce", 1, figures["memory"]["parameters"])] if part.device_count == 1 else None

@@ -22,6 +22,8 @@ from fcn_jax.plan.capacity import SECONDS, largest_batch
 from fcn_jax.plan.program import Program, TooLarge, compile_prediction, compile_step
 from fcn_jax.plan.slices import Slice
 
+_SMALLER = "smaller images (--size) or model.dtype=bfloat16"
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -50,12 +52,17 @@ class Question:
         return float((self.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", 0))
 
     def compile(self, per_device: int | None = None) -> Program:
-        """The step for that many images on each device, or for those asked.
-
-        Raises TooLarge, also where the compiler lets pass what is larger than a device's memory.
-        """
+        """The step for that many images on each device, or for those asked. Raises TooLarge."""
         share = per_device or self.per_device
         program = compile_step(self.assembly, self.mesh, self.size, share, self.class_weights, self.remember)
+        return self._fitting(program)
+
+    def compile_prediction(self) -> Program:
+        """The labels of one image on one device. Raises TooLarge."""
+        return self._fitting(compile_prediction(self.assembly, self.mesh, self.size))
+
+    def _fitting(self, program: Program) -> Program:
+        """The program. Raises TooLarge where the compiler lets pass what is larger than a device's memory."""
         if self.available and program.memory.total > self.available:
             raise TooLarge(f"{program.memory.total / 2**30:.1f} GiB needed")
         return program
@@ -100,14 +107,9 @@ def answer(
     try:
         program = question.compile()
     except TooLarge as shortage:
-        smaller = (
-            f"fewer than {question.per_device} images a device (data.batch_size)"
-            if question.per_device > question.multiple
-            else "smaller images (--size) or model.dtype=bfloat16"
-        )
-        raise UserError(
-            f"{config.name} does not fit {part}: {shortage}, {question.available / 2**30:.2f} GiB there; try {smaller}"
-        ) from None
+        more = question.per_device > question.multiple
+        fewer = f"fewer than {question.per_device} images a device (data.batch_size)"
+        raise _does_not_fit(question, shortage, fewer if more else _SMALLER) from None
     plan: dict[str, Any] = {
         "name": config.name,
         "model": config.model.name,
@@ -146,8 +148,11 @@ def answer(
 
 
 def latency(question: Question) -> dict[str, Any]:
-    """The labels of one image, on one device."""
-    program = compile_prediction(question.assembly, question.mesh, question.size)
+    """The labels of one image, on one device. Raises UserError where they do not fit."""
+    try:
+        program = question.compile_prediction()
+    except TooLarge as shortage:
+        raise _does_not_fit(question, shortage, _SMALLER) from None
     return figures.of_prediction(question.assembly, question.part, question.size, program)
 
 
@@ -199,6 +204,10 @@ def _choices(config: experiment.Config, option: str) -> list[tuple[str, Any]]:
     if not values:
         raise ConfigError(f"--compare={option} names no values: --compare model.dtype=float32,bfloat16")
     kind = type(known[field])
+    if kind is tuple:
+        raise ConfigError(
+            f"--compare={option}: {field} holds several values: plan each choice by itself, --config.{field}=…"
+        )
     if kind is bool:
         if set(values.split(",")) - {"true", "false", "True", "False"}:
             raise ConfigError(f"--compare={option}: {field} is true or false")
@@ -207,6 +216,11 @@ def _choices(config: experiment.Config, option: str) -> list[tuple[str, Any]]:
         return [(field, kind(value)) for value in values.split(",")]
     except ValueError:
         raise ConfigError(f"--compare={option}: {field} is a {kind.__name__}") from None
+
+
+def _does_not_fit(question: Question, shortage: TooLarge, smaller: str) -> UserError:
+    name, available = question.assembly.config.name, question.available / 2**30
+    return UserError(f"{name} does not fit {question.part}: {shortage}, {available:.2f} GiB there; try {smaller}")
 
 
 def _figures(question: Question, program: Program) -> dict[str, Any]:

@@ -118,11 +118,12 @@ def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int]) ->
 
 
 def _compile(lowered: Any, mesh: Mesh, held: dict[str, int], per_device: int, remember: Path | None) -> Program:
-    device = mesh.devices.flat[0]
     path = None
     if remember is not None:
         flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-        made_of = (jax.__version__, _compiler(), device.device_kind, mesh.size, *flags, lowered.as_text())
+        # As many chips in another grid get another program; TPUs tell where in theirs they lie.
+        devices = [(each.device_kind, getattr(each, "coords", None)) for each in mesh.devices.flat]
+        made_of = (jax.__version__, _compiler(), devices, *flags, lowered.as_text())
         path = remember / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.json.gz"
     known = _recall(path)
     if known is None:

@@ -1,5 +1,6 @@
 """The least time that a step can take: by arithmetic, by memory, and by what devices have to tell each other.
 
+A collective takes the time of its links, in which it reads and writes memory, too: that traffic is not counted besides.
 Nothing reaches its peaks, so that a real step is slower; how much, only the machine tells. The time that a compiler
 estimates for its own program is no measure of it and is not looked at.
 """
@@ -8,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from fcn_jax.plan.compiled_text import Collective
-from fcn_jax.plan.slices import Chip, Slice
+from fcn_jax.plan.slices import Slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Roofline:
 
 
 def roofline(part: Slice, passes: float, traffic: float, given: Iterable[Collective]) -> Roofline:
-    """Of a step with these bfloat16 passes, bytes of traffic and collectives, on each device."""
+    """Of a step with these bfloat16 passes, bytes of traffic beside that of collectives, and collectives, a device."""
     chip = part.chip
     assert chip is not None
     sent = [(collective_seconds(part, each.kind, each.size), each.behind) for each in given]
@@ -55,12 +56,8 @@ def collective_seconds(part: Slice, kind: str, size: float) -> float:
     chip = part.chip
     if chip is None or part.chips == 1:
         return 0.0
-    ways = sum(_ways(chip, length) for length in part.shape if length > 1)
+    ways = sum(2 if ring else 1 for length, ring in zip(part.shape, part.rings, strict=True) if length > 1)
     scattered = (part.chips - 1) / part.chips
     gathered = (part.chips - 1) * chip.devices  # all that the devices of a chip give passes every other one
     sent = {"all-reduce": 2 * scattered, "all-gather": gathered, "collective-permute": 1}.get(kind, scattered)
     return size * sent / (ways * chip.link_bandwidth)
-
-
-def _ways(chip: Chip, length: int) -> int:
-    return 2 if chip.wraps(length) else 1

@@ -32,17 +32,13 @@ class Chip:
     memory: float  # bytes a device that a program may use
     links: int  # to neighbours
     link_bandwidth: float  # bytes a second and direction
-    wraps_at: int  # an axis of so many chips (v4, v5p: of multiples) closes to a ring
+    wraps_at: int  # chips of an axis that closes to a ring: see Slice.rings
     host: tuple[int, ...] = (2, 2, 1)  # chips of one host
     devices: int = 1
 
     @property
     def axes(self) -> int:
         return self.links // 2
-
-    def wraps(self, length: int) -> bool:
-        """Whether an axis of so many chips is a ring, not a chain."""
-        return length == self.wraps_at if self.axes == 2 else length % self.wraps_at == 0
 
 
 CHIPS = {
@@ -90,6 +86,17 @@ class Slice:
     @property
     def device_count(self) -> int:
         return self.chips * (self.chip.devices if self.chip else 1)
+
+    @property
+    def rings(self) -> tuple[bool, ...]:
+        """Whether each axis is a ring, not a chain."""
+        chip = self.chip
+        if chip is None:
+            return (False,) * len(self.shape)
+        if chip.axes == 2:
+            return tuple(length == chip.wraps_at for length in self.shape)
+        # The links that close v4 and v5p lead out of cubes of 4×4×4 chips: slices of whole cubes alone have them.
+        return (all(length % chip.wraps_at == 0 for length in self.shape),) * len(self.shape)
 
 
 def parse(topology: str) -> Slice:

@@ -117,7 +117,9 @@ def capacity_lines(largest: Mapping[str, Any], step: Mapping[str, Any] | None) -
 def slice_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     """Slices of other sizes, at the same share of a batch on each device."""
     run = plan["run"]
-    yield f"the whole run, {run['images']:,} images ({run['steps']:,} steps of {run['batch_size']}), at the roofline"
+    as_configured = f"{run['steps']:,} steps of {run['batch_size']:,}"
+    yield f"the whole run at the roofline: {run['images']:,} images, the config's {as_configured}"
+    yield "  hours are for as many images on each slice: the more of them in a step, the fewer steps"
     yield "  slice          chips  images/step    step    images/s      hours  chip-hours"
     for row in plan["slices"]:
         derived = "derived" if row["derived"] else "compiled"
