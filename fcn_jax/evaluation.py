@@ -21,7 +21,7 @@ from fcn_jax import compilations, hosts, metrics, parallel, report, steps, uncer
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
-from fcn_jax.labels import DatasetInfo, by_head, is_class, only_head
+from fcn_jax.labels import DatasetInfo, by_head, is_class, label_dtype, only_head
 from fcn_jax.ops.resampling import map_rows
 
 
@@ -131,10 +131,13 @@ def prediction_folder(folder: Path, split: str) -> Path:
 
 
 def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
-    """Gives the jitted `predict(variables, image f32 [b h w c]) -> label u8 [b h w]`, by head if there are several."""
+    """Gives the jitted `predict(variables, image f32 [b h w c]) -> label [b h w]`, by head if there are several.
+
+    Labels are of `labels.label_dtype`.
+    """
 
     def label(logits: jax.Array) -> jax.Array:
-        return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        return jnp.argmax(logits, axis=-1).astype(label_dtype(logits.shape[-1]))
 
     def predict(variables: Any, image: jax.Array) -> Any:
         scores, resampling = steps.scores_by_head(model, variables, image)
@@ -221,7 +224,9 @@ def evaluate_predictor(
             predictions = by_head(predict(example["image"]))
         else:
             shares = by_head(probabilities(example["image"]))
-            predictions = {head: each.argmax(axis=-1).astype(np.uint8) for head, each in shares.items()}
+            predictions = {
+                head: each.argmax(axis=-1).astype(label_dtype(each.shape[-1])) for head, each in shares.items()
+            }
             for head, each in shares.items():
                 table = uncertainty.reliability(each, labels[head])
                 before = results[head].reliability

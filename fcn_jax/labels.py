@@ -1,14 +1,22 @@
 """What a label is.
 
-Labels are `uint8` maps `[h w]`. One value means "not there", for void pixels, crop borders and the filler images of a
-last batch alike: `IGNORE`. Other conventions (SegNet's 11, torchfcn's −1) end at the data set's own file.
+Labels are `uint8` maps `[h w]`, and `uint16` where a classifier with more than 255 classes predicts them. One value
+means "not there", for void pixels, crop borders and the filler images of a last batch alike: `IGNORE`. Other
+conventions (SegNet's 11, torchfcn's −1) end at the data set's own file.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
+
 IGNORE = 255
+
+
+def label_dtype(num_classes: int) -> type[np.unsignedinteger]:
+    """What holds the labels of so many classes beside IGNORE: uint8, and uint16 from 256 classes on."""
+    return np.uint8 if num_classes <= IGNORE else np.uint16
 
 
 @dataclasses.dataclass(frozen=True)

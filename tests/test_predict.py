@@ -165,6 +165,9 @@ def test_a_classifiers_map_lies_where_its_cells_look(classifier):
                 for cell, size in ((row, 230), (column, 262))
             ]
             assert heat[tuple(places)] == pytest.approx(cells[row, column], rel=0.05)
+    labels = predictor(image)  # more of them than a byte can tell
+    assert labels.dtype == np.uint16 and labels.max() > 255
+    assert np.array_equal(labels, taps["prob"][0].argmax(axis=-1))
     assert heat.min() >= cells.min() * (1 - 1e-6) and heat.max() <= cells.max() * (1 + 1e-6)
     np.testing.assert_allclose(predictor.class_probabilities(image).sum(), 1, rtol=1e-5)
 
