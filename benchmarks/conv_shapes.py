@@ -50,6 +50,20 @@ _UNPADDED = (
     *((16, 512, 4096, 7, 1), (7, 512, 4096, 7, 1), (256, 64, 64, 3, 1), (128, 128, 128, 3, 1)),
     *((96, 256, 256, 3, 1), (58, 512, 512, 3, 1)),
 )
+# Several images: side, channels in and out, taps, dilation, stride, images.
+_BATCHES = (
+    *((32, 64, 64, 3, 1, 1, 8), (32, 256, 256, 3, 1, 1, 8), (16, 512, 512, 3, 1, 1, 8), (32, 256, 512, 3, 1, 1, 4)),
+    *((64, 128, 128, 3, 1, 1, 4), (128, 64, 64, 3, 1, 1, 4), (128, 32, 32, 3, 1, 1, 4), (128, 16, 16, 3, 1, 1, 4)),
+    *((128, 3, 16, 3, 1, 1, 4), (64, 64, 8, 3, 1, 1, 8), (32, 64, 21, 3, 1, 1, 4), (32, 32, 32, 3, 1, 1, 2)),
+    *((128, 256, 21, 3, 1, 1, 4), (32, 128, 128, 3, 12, 1, 4), (8, 128, 512, 7, 1, 1, 4), (64, 16, 16, 1, 1, 1, 8)),
+    *((32, 64, 256, 1, 1, 1, 8), (16, 512, 21, 1, 1, 1, 8)),
+)
+# Strided, as in residual nets, AlexNet and GoogLeNet.
+_STRIDED = (
+    *((240, 3, 64, 7, 1, 2), (224, 3, 64, 7, 1, 2), (227, 3, 96, 11, 1, 4), (120, 128, 128, 3, 1, 2)),
+    *((60, 256, 256, 3, 1, 2), (32, 512, 512, 3, 1, 2), (120, 256, 512, 1, 1, 2), (60, 512, 1024, 1, 1, 2)),
+    *((128, 16, 32, 3, 1, 2), (64, 32, 64, 3, 1, 2, 4), (64, 16, 32, 1, 1, 2, 4), (128, 3, 16, 7, 1, 2, 4)),
+)
 _SAMPLED = {True: 221, False: 30}  # padded, and not
 _KERNELS = ((1, 1), (3, 1), (3, 2), (3, 12), (7, 1), (7, 2), (11, 1))  # taps a side, dilation
 _MOST_OPERATIONS, _MOST_BYTES = 40e9, 2**30
@@ -61,31 +75,35 @@ _WORST = 12
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A layer on a square map of one image, padded so that the map keeps its size, or not at all."""
+    """A layer on a square map, padded so that with a stride of one the map keeps its size, or not at all."""
 
     side: int
     inputs: int
     outputs: int
     kernel: int
     dilation: int
+    stride: int = 1
+    images: int = 1
+    _: dataclasses.KW_ONLY
     padded: bool = True
 
     @property
     def name(self) -> str:
-        """As records and `--only` call it: `64x64 128>256 3x3 d2`, and `unpadded` behind it."""
+        """As records and `--only` call it: `64x64 128>256 3x3 d2`; behind it, where it is so, s2, b4, unpadded."""
         name = f"{self.side}x{self.side} {self.inputs}>{self.outputs} {self.kernel}x{self.kernel} d{self.dilation}"
+        name += f" s{self.stride}" * (self.stride > 1) + f" b{self.images}" * (self.images > 1)
         return name if self.padded else f"{name} unpadded"
 
     @property
     def operations(self) -> float:
         """Of each work: a product and a sum are two."""
-        return 2.0 * self.output_side**2 * self.kernel**2 * self.inputs * self.outputs
+        return 2.0 * self.images * self.output_side**2 * self.kernel**2 * self.inputs * self.outputs
 
     @property
     def bytes(self) -> float:
         """Of map, kernel and output, each touched once."""
         cells = self.side**2 * self.inputs + self.output_side**2 * self.outputs
-        return 4.0 * (cells + self.kernel**2 * self.inputs * self.outputs)
+        return 4.0 * (self.images * cells + self.kernel**2 * self.inputs * self.outputs)
 
     @property
     def padding(self) -> int:
@@ -95,7 +113,7 @@ class Shape:
     @property
     def output_side(self) -> int:
         """Cells along a side of the output."""
-        return self.side + 2 * self.padding - self.dilation * (self.kernel - 1)
+        return (self.side + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def is_sensible(self) -> bool:
         """Whether a net might have it, and this machine can measure it."""
@@ -116,10 +134,11 @@ class Shape:
 
 def grid() -> list[Shape]:
     """Every shape that is measured: the nets' own, and of all sensible combinations a sample that stays the same."""
-    shapes = [*(Shape(*layer) for layer in _NETS), *(Shape(*layer, padded=False) for layer in _UNPADDED)]
+    layers: list[tuple[int, ...]] = [*_NETS, *_BATCHES, *_STRIDED]
+    shapes = [Shape(*layer) for layer in layers] + [Shape(*layer, padded=False) for layer in _UNPADDED]
     for padded, count in _SAMPLED.items():
         product = itertools.product(_KERNELS, _CHANNELS, _MAPS)
-        combined = [Shape(side, *channels, *kernel, padded) for kernel, channels, side in product]
+        combined = [Shape(side, *channels, *kernel, padded=padded) for kernel, channels, side in product]
         shapes += random.Random(0).sample([shape for shape in combined if shape.is_sensible()], count)
     return list(dict.fromkeys(shapes))
 
@@ -173,9 +192,9 @@ def measure(shapes: list[Shape], works: Iterable[str], path: Path, minutes: floa
 def measured(shape: Shape, work: str, matrix_gflops: float, bandwidth: float, rounds: int) -> dict[str, Any]:
     """The row of one work on one shape."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((1, shape.side, shape.side, shape.inputs), np.float32))
+    x = jnp.asarray(rng.standard_normal((shape.images, shape.side, shape.side, shape.inputs), np.float32))
     kernel = jnp.asarray(rng.standard_normal((shape.kernel, shape.kernel, shape.inputs, shape.outputs), np.float32))
-    cotangent = jnp.ones((1, shape.output_side, shape.output_side, shape.outputs))
+    cotangent = jnp.ones((shape.images, shape.output_side, shape.output_side, shape.outputs))
     programs = {
         name: jax.jit(_work(function, work)).lower(x, kernel, cotangent).compile()
         for name, function in (("ours", _ours(shape)), ("xla", _xla(shape)))
@@ -213,14 +232,14 @@ def _essence(program: jax.stages.Compiled) -> str:
 
 
 def _ours(shape: Shape) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    return lambda x, kernel: conv2d(x, kernel, padding=shape.padding, dilation=shape.dilation)
+    return lambda x, kernel: conv2d(x, kernel, stride=shape.stride, padding=shape.padding, dilation=shape.dilation)
 
 
 def _xla(shape: Shape) -> Callable[[jax.Array, jax.Array], jax.Array]:
     return lambda x, kernel: lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(1, 1),
+        window_strides=(shape.stride, shape.stride),
         padding=[(shape.padding, shape.padding)] * 2,
         rhs_dilation=(shape.dilation, shape.dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),

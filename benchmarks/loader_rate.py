@@ -1,11 +1,11 @@
-"""Images a second from files to batches, beside a PyTorch DataLoader with the same decoder on the same cores.
+"""Images a second from files to batches, beside a PyTorch DataLoader with the same decoders on the same cores.
 
     python -m benchmarks.loader_rate                     two minutes on two cores
     python -m benchmarks.loader_rate --images 200 --batches 50
 
-Both decode JPEG or PNG pictures of 375×500 and PNG masks (OpenCV), scale them by 0.5 to 1.5, cut 320×320, flip every
-other one, subtract the mean and put eight into a batch. Ours has as many threads as there are cores; the DataLoader as
-many worker processes, and once none. `ratio` is the images a second of ours over the peer's.
+Both decode JPEG or PNG pictures of 375×500 (OpenCV) and PNG masks (Pillow), scale them by 0.5 to 1.5, cut 320×320, flip
+every other one, subtract the mean and put eight into a batch. Ours has as many threads as there are cores; the
+DataLoader as many worker processes, and once none. `ratio` is the images a second of ours over the peer's.
 """
 
 import argparse

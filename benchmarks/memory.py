@@ -1,11 +1,12 @@
 """How much memory a step takes, beside PyTorch, and the loss head by itself.
 
-    python -m benchmarks.memory                          both parts: ten minutes on two cores
+    python -m benchmarks.memory                          both parts: a quarter of an hour on two cores
     python -m benchmarks.memory --cases fcn8s-same       some cases
     python -m benchmarks.memory --parts head             the compiler's figures alone
 
-Steps: each runs in a process of its own, and what is told is the peak of the process's resident memory: over all of its
-life, imports and compilation and the drawing of weights among it, and over its later steps alone. `ratio` is ours over
+Steps: each runs in processes of its own, three one after another, and what is told is the peak of the resident memory,
+the median of them: over all of its life, imports and compilation and the drawing of weights among it, and over its
+later steps alone. `ratio` is ours over
 the peer's: below one we take less.
 
 Head: the temporaries, by the compiler, of loss and gradient from FCN-8s' coarse scores, with full-size logits (plain)
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import functools
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +44,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=("step", "head"), default=["step", "head"])
     parser.add_argument("--cases", nargs="+", choices=_CASES, default=_CASES)
-    parser.add_argument("--rounds", type=int, default=timing.ROUNDS)
+    parser.add_argument("--processes", type=int, default=3, help="that run the steps of each kind")
+    parser.add_argument("--rounds", type=int, default=timing.ROUNDS, help="of the head")
     parser.add_argument("--results", type=Path, default=records.RESULTS)
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "WORK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -54,7 +57,7 @@ def main() -> None:
     log = records.Log("memory", where, arguments.results)
     for part in arguments.parts:
         measures = {
-            "step": [functools.partial(step_rows, name) for name in arguments.cases],
+            "step": [functools.partial(step_rows, name, arguments.processes) for name in arguments.cases],
             "head": [functools.partial(head_rows, _HEAD, arguments.rounds)],
         }
         for measure in measures[part]:
@@ -77,25 +80,20 @@ def of_steps(case: nets.Case, work: str) -> dict[str, int]:
     return {"life": max(life, peak), "steps": peak if forgotten else 0}
 
 
-def step_rows(name: str) -> list[dict[str, Any]]:
-    """The peak of a process that runs steps: our two forms, and PyTorch's in both orders of memory."""
+def step_rows(name: str, processes: int) -> list[dict[str, Any]]:
+    """The peak of processes that run steps, in turn: our two forms, and PyTorch's in both orders of memory. Medians."""
     case = nets.CASES[name]
-    found: dict[str, dict[str, int]] = {}
-    for work in ("own step", "plain step"):
-        command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, work]
-        done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=True)
-        found[f"fcn_jax, {work}"] = json.loads(done.stdout.splitlines()[-1])
-    for runtime in nets.runtimes("own step"):
-        with peers.Peer() as peer:
-            peer.ask(**nets.peer_command(case, "own step", runtime))
-            peer.ask(do="run")
-            life = peer.ask(do="memory")["peak"]
-            forgotten = peer.ask(do="forget_peak")["done"]
-            for _ in range(_STEPS):
-                peer.ask(do="run")
-            peak = peer.ask(do="memory")["peak"]
-            found[runtime] = {"life": max(life, peak), "steps": peak if forgotten else 0}
-    least = min((each["life"] for runner, each in found.items() if not runner.startswith("fcn_jax")), default=None)
+    runs = {f"fcn_jax, {work}": functools.partial(_ours, name, work) for work in ("own step", "plain step")}
+    runs |= {runtime: functools.partial(_peers, case, runtime) for runtime in nets.runtimes("own step")}
+    found = {runner: [] for runner in runs}
+    for _ in range(processes):
+        for runner, run in runs.items():
+            found[runner].append(run())
+    middle = {
+        runner: {part: statistics.median(each[part] for each in peaks) for part in ("life", "steps")}
+        for runner, peaks in found.items()
+    }
+    least = min((each["life"] for runner, each in middle.items() if not runner.startswith("fcn_jax")), default=None)
     return [
         {
             "part": "step",
@@ -106,8 +104,26 @@ def step_rows(name: str) -> list[dict[str, Any]]:
             "steps_mib": each["steps"] / _MIB,
             "seconds": None,
         }
-        for runner, each in found.items()
+        for runner, each in middle.items()
     ]
+
+
+def _ours(name: str, work: str) -> dict[str, int]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure", name, work]
+    done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _peers(case: nets.Case, runtime: str) -> dict[str, int]:
+    with peers.Peer() as peer:
+        peer.ask(**nets.peer_command(case, "own step", runtime))
+        peer.ask(do="run")
+        life = peer.ask(do="memory")["peak"]
+        forgotten = peer.ask(do="forget_peak")["done"]
+        for _ in range(_STEPS):
+            peer.ask(do="run")
+        peak = peer.ask(do="memory")["peak"]
+    return {"life": max(life, peak), "steps": peak if forgotten else 0}
 
 
 def head_rows(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:

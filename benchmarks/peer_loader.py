@@ -1,4 +1,4 @@
-"""A PyTorch DataLoader doing what our loader does, with the same decoder: a process in the peers' environment.
+"""A PyTorch DataLoader doing what our loader does, with the same decoders: a process in the peers' environment.
 
     python -m benchmarks.peer_loader FOLDER BATCH_SIZE WORKERS CROP_HEIGHT CROP_WIDTH SCALE_LOW SCALE_HIGH
 
@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset  # pyright: ignore[reportMissingImports]
 
 from benchmarks import draws
@@ -38,7 +39,8 @@ class Pairs(Dataset):
         rng = np.random.default_rng(index)
         place = int(rng.integers(len(self._images)))
         image: Any = cv2.imread(str(self._images[place]), cv2.IMREAD_COLOR)
-        mask: Any = cv2.imread(str(self._masks[place]), cv2.IMREAD_GRAYSCALE)
+        # As ours, whose masks may be palettes, which OpenCV turns into colours.
+        mask: Any = np.asarray(Image.open(self._masks[place]))
         factor = rng.uniform(*self._scale)
         size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)

@@ -122,6 +122,8 @@ def test_the_grid_of_shapes_is_large_and_sensible():
     assert {3, 4096} <= {shape.inputs for shape in shapes}
     assert {shape.kernel for shape in shapes} == {1, 3, 7, 11}
     assert {shape.dilation for shape in shapes} == {1, 2, 12}
+    assert {shape.stride for shape in shapes} == {1, 2, 4} and {shape.images for shape in shapes} == {1, 2, 4, 8}
+    assert len({shape.name for shape in shapes}) == len(shapes)
     assert all(shape.operations <= 40e9 and shape.bytes <= 2**30 for shape in shapes)
     assert len(conv_shapes.chosen(shapes, 10, "")) == 10
     assert {shape.kernel for shape in conv_shapes.chosen(shapes, 0, "7x7")} == {7}
