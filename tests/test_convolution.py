@@ -38,7 +38,7 @@ CASES = [
     ((9, 8), 5, 2, 2, 1),
     ((12, 15), 7, 1, 3, 1),
     ((7, 9), 7, 1, 0, 1),
-    ((2, 1), 7, 1, 3, 1),  # smaller than the kernel
+    ((2, 1), 7, 1, 3, 1),
     ((19, 14), 7, 2, 3, 2),
     ((14, 13), 5, 1, 0, 3),
     ((14, 15), 5, 3, 1, 3),
@@ -72,6 +72,32 @@ def test_gradients_equal_the_native_ones(size, kernel_size, stride, padding, dil
 
     for found, wanted in zip(*gradients(x, kernel), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding", "dilation", "channels", "in_blocks"),
+    [
+        ((6, 5), 7, 1, 3, 1, (3, 128), False),  # patches: few cells
+        ((2, 1), 7, 1, 3, 1, (128, 4), False),  # fewer than the kernel's
+        ((9, 7), 5, 2, 1, 2, (128, 2), False),
+        ((30, 29), 5, 1, 2, 1, (256, 256), True),  # or more, of many channels
+        ((7, 6), 1, 2, 0, 1, (24, 32), False),  # a matrix
+    ],
+)
+def test_products_equal_the_native_convolution(size, kernel_size, stride, padding, dilation, channels, in_blocks):
+    """Values and both gradients of what CPUs compute by products, of no convolution at all."""
+    x, kernel = scene(size, kernel_size, channels)
+
+    def pulled(convolve, x, kernel):
+        convolve = partial(convolve, stride=stride, padding=padding, dilation=dilation)
+        y, pull = jax.vjp(convolve, x, kernel)
+        return y, *pull(jnp.asarray(np.random.default_rng(0).normal(size=y.shape), x.dtype))
+
+    ours = jax.jit(partial(pulled, conv2d))
+    for found, wanted in zip(ours(x, kernel), jax.jit(partial(pulled, native))(x, kernel), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    text = ours.trace(x, kernel).lower(lowering_platforms=("cpu",)).as_text()
+    assert "stablehlo.convolution" not in text and ("stablehlo.while" in text) == in_blocks
 
 
 # Channels into and out of a convolution, and columns beyond what is wanted: of its output, and of its map's gradient.
@@ -222,7 +248,7 @@ def test_under_jit_and_vmap():
 def test_precision_is_handed_on():
     x, kernel = scene((6, 5), 7)
     text = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, padding=3, precision=lax.Precision.HIGHEST))(x))
-    # Once in the product of the patches, once in the native convolution.
+    # Once in the convolution of CPUs, once in that of accelerators.
     assert (
         text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") + text.count("precision=Precision.HIGHEST") == 2
     )

@@ -205,14 +205,35 @@ def test_a_donated_state_is_changed_in_place(batch):
     assert branches["cpu"] == branches["tpu"] + 1 == branches["cuda"] + 1
 
 
-def test_the_first_nonfinite_parameter_is_named(params):
-    assert steps.first_nonfinite(params) is None
-    for value in (np.nan, np.inf, -np.inf):
-        broken = jax.tree.map(np.array, params)
-        broken["second"]["kernel"][0, 0, 3, 1] = value
-        assert steps.first_nonfinite(broken) == "second/kernel"
-        broken["first"]["kernel"][1, 0, 0, 0] = value
-        assert steps.first_nonfinite(broken) == "first/kernel"
+@pytest.mark.slow
+def test_a_step_in_bfloat16():
+    """Features are of half precision; parameters, momentum and loss are not, and gradients point the same way."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, CLASSES, (2, 40, 56)).astype(np.uint8)
+    image = rng.standard_normal((*label.shape, 3), np.float32)
+    batch = {"image": image, "label": label, "index": np.arange(2, dtype=np.int32)}
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = models.create("fcn8s", CLASSES, trunk="vgg11", width=1 / 16, fc_width=16, padding="same", dtype=dtype)
+        params = jax.tree.map(  # with which every layer learns
+            lambda x: np.random.default_rng(x.size).normal(0, np.sqrt(2 / max(np.prod(x.shape[:-1]), 8)), x.shape),
+            state.abstract_params(model),
+        )
+        optimizer = optax.trace(decay=0.9)  # its state, after one step, is the gradient
+        begun = state.create(jax.tree.map(lambda x: x.astype(np.float32), params), optimizer)
+        step = jax.jit(steps.make_train_step(model, optimizer, normalization="valid_mean"))
+        after, report = step(begun, batch)
+        assert {x.dtype for x in jax.tree.leaves((after.params, after.opt_state))} == {jnp.dtype(jnp.float32)}
+        assert {x.dtype for x in jax.tree.leaves(report) if jnp.issubdtype(x.dtype, jnp.floating)} == {
+            jnp.dtype(jnp.float32)
+        }
+        assert ("bf16" in step.lower(begun, batch).as_text()) == (dtype == jnp.bfloat16)
+        found[dtype] = float(report["loss_sum"]), jax.tree.leaves(after.opt_state)
+    (loss, gradients), (half_loss, half_gradients) = found[jnp.float32], found[jnp.bfloat16]
+    assert half_loss == pytest.approx(loss, rel=1e-2)
+    for wanted, half in zip(gradients, half_gradients, strict=True):
+        along = np.vdot(wanted, half) / (np.linalg.norm(wanted) * np.linalg.norm(half) + 1e-30)
+        assert along > 0.97 or not np.any(wanted)
 
 
 def test_the_eval_step_counts_every_labelled_pixel(params, batch):
