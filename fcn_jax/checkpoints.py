@@ -57,6 +57,8 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
+            # Where folders are listed late, hosts would go on from different steps; of readers each reads by itself.
+            single_host_load_and_broadcast=not read_only,
         )
         # Named handlers, because without them metadata can be read only after a save or restore.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "batch_stats", "rest")}

@@ -41,19 +41,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return EXIT_CODE
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) else 1)
+            return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) or _by_lost_host(error) else 1)
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 # A folder that cannot be written, a full disk.
                 print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
                 return hosts.end_alone(1)
-            fault = _of_runtime(error)
-            if "RESOURCE_EXHAUSTED" in fault:
+            if "RESOURCE_EXHAUSTED" in _of_runtime(error):
                 traceback.print_exc()
                 return hosts.end_alone(1)
-            if not fault or fault.startswith(_OF_PROGRAMS) or jax.process_count() == 1:
+            if not _by_lost_host(error):
                 raise
-            # A collective fails where another host is gone: to be started again, as that one is.
             traceback.print_exc()
             return hosts.end_alone(EXIT_CODE)
 
@@ -68,6 +66,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except Exception:
             traceback.print_exc()
             sys.exit(hosts.end_alone(CRASHED))
+
+
+def _by_lost_host(error: BaseException) -> bool:
+    """Whether it seems to be for another host that is gone, by which collectives fail: to be started again with it."""
+    fault = _of_runtime(error)
+    return bool(fault) and not fault.startswith(_OF_PROGRAMS) and jax.process_count() > 1
 
 
 def _of_runtime(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """Several hosts as one run: how their processes find each other, agree, and who speaks.
 
-A host is a process with devices of its own. All run the same command; each reads its rows of every global batch, and
-the first one alone writes and prints. What is agreed on here is agreed on by collectives: every host has to come by, in
-the same order.
+A host is a process with devices of its own. All run the same command; each reads its rows of every global batch; of a
+checkpoint each writes a part, and all else the first one alone writes and prints. What is agreed on here is agreed on
+by collectives: every host has to come by, in the same order.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def end_alone(code: int) -> int:
 
 
 def is_first() -> bool:
-    """Whether this host is the one that writes and prints."""
+    """Whether this host is the one that reports and prints."""
     return jax.process_index() == 0
 
 
@@ -138,6 +138,17 @@ def check_equal(text: str, what: str) -> None:
             f"{what} of host{'s' if len(others) > 1 else ''} {', '.join(map(str, others))} "
             f"differ{'s' if len(others) == 1 else ''} from that of host 0: start all with the same command"
         )
+
+
+def first_says(text: str) -> str:
+    """The first host's text, on all of them; at most 200 bytes."""
+    if jax.process_count() == 1:
+        return text
+    told = np.zeros(200, np.uint8)
+    encoded = text.encode()
+    told[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    heard = np.asarray(multihost_utils.broadcast_one_to_all(told))
+    return bytes(heard[heard > 0]).decode()
 
 
 def total(counts: Any) -> np.ndarray:

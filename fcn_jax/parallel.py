@@ -9,8 +9,9 @@ splits layers instead of images, and sends activations around. Either way a chec
 of devices.
 """
 
+import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ from fcn_jax.errors import ConfigError
 MODES = ("pmap", "mesh")
 _AXIS = "data"
 _WORTH_SHARDING = 2**14  # values; biases and statistics are not
+# Compiler options that put the collectives of a program on CPUs in its order.
+IN_ORDER: dict[str, Any] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -84,7 +87,7 @@ def _jitted(step: Callable, mesh: Mesh, shard_state: bool, out_shardings: Any, d
         in_shardings=(state, NamedSharding(mesh, PartitionSpec(_AXIS))),
         out_shardings=out_shardings,
         donate_argnums=(0,) if donate else (),
-        compiler_options=_in_order(mesh),
+        compiler_options=in_order(mesh.devices.flat),
     )
 
 
@@ -151,7 +154,8 @@ def whole(tree: Any, mesh: Mesh) -> Any:
     replicated = NamedSharding(mesh, PartitionSpec())
     if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree)):
         return tree
-    return jax.jit(lambda tree: tree, out_shardings=replicated, compiler_options=_in_order(mesh))(tree)
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated, compiler_options=in_order(mesh.devices.flat))
+    return gather(tree)
 
 
 def joined(tree: Any, mesh: Mesh) -> Any:
@@ -174,14 +178,15 @@ def on_one_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x.addressable_data(0), jax.local_devices()[0]), tree)
 
 
-def _in_order(mesh: Mesh) -> dict[str, Any] | None:
-    """Compiler options that put collectives in the order of the program.
+def in_order(devices: Iterable[Any]) -> dict[str, Any] | None:
+    """IN_ORDER where a program on these devices needs it.
 
     A CPU's devices start those that do not depend on each other in any order, and where there are fewer cores than
     devices, each waits for ever in another one.
     """
-    several = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if several else None
+    platforms = [device.platform for device in devices]
+    several = len(platforms) > 1 and platforms[0] == "cpu"
+    return IN_ORDER if several else None
 
 
 def _shardings(tree: Any, mesh: Mesh, shard_state: bool) -> Any:
@@ -207,7 +212,14 @@ def put_batch(batch: dict[str, Any], mesh: Mesh, mode: str) -> dict[str, Any]:
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> int:
-    """Images on each device at a time. Raises ConfigError where the batch cannot be split evenly."""
+    """Images on each device at a time.
+
+    Raises ConfigError where the batch cannot be split evenly, or hosts have unequal numbers of devices.
+    """
+    counts = collections.Counter(device.process_index for device in mesh.devices.flat)
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} on host {host}" for host, count in sorted(counts.items()))
+        raise ConfigError(f"hosts must have as many devices each; there are {told}")
     parts = mesh.size * accumulate
     if batch_size % parts:
         times = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""

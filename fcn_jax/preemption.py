@@ -9,11 +9,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 from fcn_jax.errors import UserError
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, it is to be run again.
 EXIT_CODE = 75
+# A signal to a whole group of processes, or a service, comes twice where a supervisor among them passes it on.
+_ECHO_SECONDS = 1.0
 
 
 class Preempted(UserError):
@@ -21,7 +24,7 @@ class Preempted(UserError):
 
 
 class Preemption:
-    """While this context is open, the first SIGTERM only sets `asked`; a second one ends the process at once.
+    """While this context is open, the first SIGTERM only sets `asked`; one more than a second later ends the process.
 
     Until `worth_saving` is set there is nothing that would be lost, and the first one ends it, with EXIT_CODE. Outside
     of the main thread, where Python takes no signals, nothing is ever asked.
@@ -29,7 +32,6 @@ class Preemption:
 
     def __init__(self):
         self.asked = self.worth_saving = False
-        self._counted = 0
         self._open = False
 
     def __enter__(self) -> "Preemption":
@@ -54,15 +56,21 @@ class Preemption:
         self.asked = True
 
     def _count(self, listener: socket.socket) -> None:
+        first = None
         with listener:
             while number := listener.recv(1):
-                if number[0] == signal.SIGTERM:
-                    self._counted += 1
-                    if self._counted > 1:
-                        os._exit(128 + signal.SIGTERM)
-                    # Not to stdout, where only the first of several hosts is heard.
-                    if not self.worth_saving:
-                        print("asked to leave (SIGTERM) before the first step", file=sys.stderr, flush=True)
-                        os._exit(EXIT_CODE)
-                    line = "asked to leave (SIGTERM): saving after this step; a second signal ends it now"
-                    print(line, file=sys.stderr, flush=True)
+                if number[0] != signal.SIGTERM:
+                    continue
+                if first is None:
+                    first = time.monotonic()
+                    self._answer()
+                elif time.monotonic() - first > _ECHO_SECONDS:
+                    os._exit(128 + signal.SIGTERM)
+
+    def _answer(self) -> None:
+        # Not to stdout, where only the first of several hosts is heard.
+        if not self.worth_saving:
+            print("asked to leave (SIGTERM) before the first step", file=sys.stderr, flush=True)
+            os._exit(EXIT_CODE)
+        line = "asked to leave (SIGTERM): saving after this step; a second signal ends it now"
+        print(line, file=sys.stderr, flush=True)

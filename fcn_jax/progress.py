@@ -1,15 +1,18 @@
 """How a run goes: its steps timed, counted and checked, and told in one line."""
 
 import collections
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from fcn_jax import config as experiment
-from fcn_jax import evaluation, report, state, steps
+from fcn_jax import evaluation, optim, parallel, report, state
 from fcn_jax.errors import NonFiniteError
 from fcn_jax.labels import by_head
 
@@ -90,7 +93,7 @@ class Progress:
     def check_parameters(self, step: int, current: state.TrainState) -> None:
         """Raises NonFiniteError rather than let a state be saved that holds a NaN or an infinity."""
         for what, tree in (("parameter", current.params), ("statistic", current.batch_stats)):
-            if tree and (name := steps.first_nonfinite(tree)):
+            if tree and (name := first_nonfinite(tree)):
                 raise NonFiniteError(f"step {step}: {what} {name} is not finite; nothing of this step was saved")
 
     def _read(self, current: state.TrainState) -> None:
@@ -105,7 +108,7 @@ class Progress:
 
     def _raise_nonfinite(self, step: int, loss: float, norms: np.ndarray, current: state.TrainState) -> None:
         # Steps that meet a non-finite value leave the parameters alone, so these are the ones that led to it.
-        if name := steps.first_nonfinite(current.params):
+        if name := first_nonfinite(current.params):
             culprit = f"parameter {name}"
         else:
             bad = [name for name, norm in zip(self._names, norms, strict=True) if not np.isfinite(norm)]
@@ -153,3 +156,21 @@ class _Stopwatch:
 
     def __exit__(self, *exception):
         self._add(time.perf_counter() - self._begun)
+
+
+def first_nonfinite(tree: Any) -> str | None:
+    """The name of the first parameter that holds a NaN or an infinity, in the order of their names; else None.
+
+    Of shares of parameters every host has to come by.
+    """
+    in_order = parallel.in_order(jax.tree.leaves(tree)[0].sharding.device_set)
+    sound = np.asarray(_finite_leaves(in_order is not None)(tree))
+    return next((name for name, ok in zip(optim.parameter_names(tree), sound, strict=True) if not ok), None)
+
+
+@functools.cache
+def _finite_leaves(in_order: bool) -> Callable[[Any], jax.Array]:
+    def finite(tree: Any) -> jax.Array:
+        return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+
+    return jax.jit(finite, compiler_options=parallel.IN_ORDER if in_order else None)

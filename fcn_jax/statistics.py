@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from fcn_jax import parallel
+
 
 def over_batches(
     model: nn.Module, variables: Any, images: Iterable[Any], stop: Callable[[], bool] = lambda: False
@@ -30,7 +32,9 @@ def over_batches(
         return net.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs, **calm)[1]["batch_stats"]
 
     # Wherever the images lie, statistics lie where those of the net do.
-    apply = jax.jit(statistics, out_shardings=jax.tree.map(lambda x: x.sharding, variables["batch_stats"]))
+    places = jax.tree.map(lambda x: x.sharding, variables["batch_stats"])
+    devices = jax.tree.leaves(variables)[0].sharding.device_set
+    apply = jax.jit(statistics, out_shardings=places, compiler_options=parallel.in_order(devices))
     total, count = None, 0
     for image in images:
         if stop():

@@ -285,14 +285,3 @@ def make_eval_step(model: nn.Module) -> Callable[..., Any]:
         return only_head(matrices)
 
     return eval_step
-
-
-def first_nonfinite(tree: Any) -> str | None:
-    """The name of the first parameter that holds a NaN or an infinity, in the order of their names; else None."""
-    sound = np.asarray(_finite_leaves(tree))
-    return next((name for name, ok in zip(optim.parameter_names(tree), sound, strict=True) if not ok), None)
-
-
-@jax.jit
-def _finite_leaves(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])

@@ -5,6 +5,7 @@ and TensorBoard's events; `pictures/`. The same call goes on where it stopped: d
 functions of (seed, step), so that a resumed run computes what an uninterrupted one does, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -68,6 +69,8 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
         blobs = workdirs.settle_input(config, workdir)
         run = _Run.opened(config, workdir, mesh)
     hosts.check_equal(experiment.to_json(config), "the config")
+    hosts.check_equal(str(workdir), "the --workdir")
+    hosts.check_equal(run.told(), "the data")
 
     with (
         hosts.first_alone_speaks(),
@@ -89,8 +92,9 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
             current = parallel.put_state(run.assembly.begin(variables), mesh, config.parallel.shard_state)
             del variables, blobs  # the run is long, and these are as large as the net
         loop = _Loop(run, checkpoints, preemption, start)
-        with report.Reporter(workdir, start, active=hosts.is_first()) as reporter:
-            loop.report_to(reporter)
+        with contextlib.ExitStack() as stack:
+            with hosts.together():
+                loop.report_to(stack.enter_context(report.Reporter(workdir, start, active=hosts.is_first())))
             if unscored:
                 current = loop.score(current)
             current = loop.steps(current, profile)
@@ -126,6 +130,10 @@ class _Run:
     @property
     def spec(self) -> InputSpec:
         return experiment.input_spec(self.config)
+
+    def told(self) -> str:
+        """What hosts have to agree on of the data that each of them sees."""
+        return f"{len(self.train_source)} {len(self.val_source)} {experiment.classes_to_json(self.info)}"
 
     @property
     def may_change(self) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import secrets
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +14,10 @@ from fcn_jax import config as experiment
 from fcn_jax.errors import CheckpointError, ConfigError
 from fcn_jax.labels import Info, by_head
 from fcn_jax.report import METRICS_FILE
+
+# In which a host sees what another one wrote: mounts of networks and buckets remember for a minute what was not there.
+_SHARED_SECONDS = 120.0
+_LOCK = ".lock"
 
 
 def claim(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> None:
@@ -45,22 +51,38 @@ def claim(workdir: Path, config: experiment.Config, info: Info, free: Iterable[s
 @contextlib.contextmanager
 def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> Iterator[None]:
     """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
+    mark = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
         with hosts.together():
             if hosts.is_first():
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((workdir / ".lock").open("w"))
+                file = stack.enter_context((workdir / _LOCK).open("a"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     message = f"another process is training in {workdir}: choose another --workdir"
                     raise CheckpointError(message) from None
+                file.truncate(0)
+                print(mark, file=file, flush=True)
                 claim(workdir, config, info, free)
                 checkpoints.put_back(workdir)
+        mark = hosts.first_says(mark)
         with hosts.together():
-            if not (workdir / experiment.CONFIG_FILE).exists():
+            if not _comes_to_hold(workdir / _LOCK, mark):
                 raise CheckpointError(f"{workdir} is not the folder that host 0 sees: all hosts need the same one")
         yield
+
+
+def _comes_to_hold(path: Path, text: str) -> bool:
+    """Whether a file holds a line within the time that other hosts' files may take to be seen."""
+    last = time.monotonic() + _SHARED_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if path.read_text().strip() == text:
+                return True
+        if time.monotonic() > last:
+            return False
+        time.sleep(0.5)
 
 
 def settle_input(config: experiment.Config, workdir: Path) -> Mapping[str, np.ndarray] | None:

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from fcn_jax import command_line
-from fcn_jax.errors import CRASHED, ConfigError, DataError
+from fcn_jax.errors import CRASHED, CheckpointError, ConfigError, DataError
 from fcn_jax.preemption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +156,39 @@ def test_what_the_runtime_says_tells_a_lost_host_from_a_crash(monkeypatch, capsy
     else:
         command_line.run(main)
     assert ends == [code] and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("hosts", "code"), [(1, 1), (2, EXIT_CODE)])
+def test_a_lost_host_behind_a_users_error(monkeypatch, capsys, hosts, code):
+    """As where a checkpoint cannot be restored for want of it."""
+    ends = []
+    monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+
+    def main(arguments):
+        try:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection closed by peer")
+        except jax.errors.JaxRuntimeError as error:
+            raise CheckpointError("it cannot be restored") from error
+
+    command_line.run(main)
+    assert ends == [code] and capsys.readouterr().err == "error: it cannot be restored\n"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_was_compiled_is_kept(tmp_path, named):
+    """In a folder of the user's, unless the environment names one."""
+    program = (
+        "import jax; from fcn_jax import command_line; command_line.run(lambda _: print(jax.jit(jax.numpy.sin)(1.0)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    if named:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "mine")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    kept = [folder for folder in (".cache/fcn_jax/compiled", "mine") if any((tmp_path / folder).glob("*"))]
+    assert kept == (["mine"] if named else [".cache/fcn_jax/compiled"])
 
 
 def test_words_that_belong_to_no_flag():

@@ -26,8 +26,11 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 import tiny
-from fcn_jax import parallel
-from fcn_jax.data import loader
+import os
+import tempfile
+
+from fcn_jax import parallel, workdirs
+from fcn_jax.data import loader, synthetic
 from fcn_jax.errors import DataError
 
 whole = loader.train_batches
@@ -44,6 +47,14 @@ def get_config(mode):
         mode = "pmap"
         if "--host=1" in sys.argv:
             loader.train_batches = damaged
+    if mode == "apart":
+        mode = "pmap"
+        workdirs._SHARED_SECONDS = 1
+        os.chdir(tempfile.mkdtemp())
+    if mode == "fewer":
+        mode = "pmap"
+        if "--host=1" in sys.argv:
+            synthetic.Shapes.__len__ = lambda shapes: shapes.num_images - 1
     if mode == "normed":
         return tiny.config(**{{
             "model.name": "segnet_basic", "model.trunk": "", "model.fc_width": 0, "optim.name": "sgd", "optim.lr": 1e-3,
@@ -206,16 +217,29 @@ class TestRuns:
 
         assert_same(kernels(2), kernels(1), 1e-4)
 
-    def test_four_hosts_go_on_where_two_left(self, one, start, tmp_path):
+    @pytest.mark.parametrize("mode", ["pmap", "shards"])
+    def test_four_hosts_go_on_where_two_left(self, one, start, tmp_path, mode):
         """SIGTERM to one of them makes all leave after the same step."""
         workdir = tmp_path / "run"
-        processes = start(workdir)
+        processes = start(workdir, mode=mode)
         until_step(workdir, 4)
         processes[1].terminate()
         assert codes(processes) == [EXIT_CODE] * 2, printed(workdir, 0)
         left = [printed(workdir, host).splitlines()[-1] for host in (0, 1)]
         assert left[0] == left[1] and "the same command goes on" in left[0]
-        assert codes(start(workdir, 4, own=((),) * 4)) == [0] * 4, printed(workdir, 0)
+        assert codes(start(workdir, 4, mode=mode, own=((),) * 4)) == [0] * 4, printed(workdir, 0)
+        assert_same(params(workdir), params(one), 1e-4)
+        reported(workdir)
+
+    def test_two_hosts_go_on_where_one_left_and_one_where_two_did(self, one, start, tmp_path):
+        workdir = tmp_path / "run"
+        for count, step in ((1, 3), (2, 7)):
+            processes = start(workdir, count)
+            until_step(workdir, step)
+            processes[0].terminate()
+            assert codes(processes) == [EXIT_CODE] * count, printed(workdir, 0)
+        assert codes(start(workdir, 1)) == [0], printed(workdir, 0)
+        assert "resumed from step" in printed(workdir, 0)
         assert_same(params(workdir), params(one), 1e-4)
         reported(workdir)
 
@@ -231,12 +255,29 @@ class TestRuns:
         assert time.monotonic() - begun < 30
         assert_goes_on(start, workdir, two)
 
+    @pytest.mark.parametrize("victim", [0, 1])
+    def test_a_host_that_stands_still_is_lost(self, start, tmp_path, victim):
+        """Its connections stay open: it is the heartbeat alone that tells."""
+        workdir = tmp_path / "run"
+        processes = start(workdir)
+        until_step(workdir, 5)
+        processes[victim].send_signal(signal.SIGSTOP)
+        begun = time.monotonic()
+        try:
+            assert processes[1 - victim].wait(timeout=60) not in (0, 1, 2)
+        finally:
+            processes[victim].kill()
+        # The flag's ten seconds; without it they would be a hundred.
+        assert 5 < time.monotonic() - begun < 40
+
     def test_a_second_signal_ends_a_host_and_loses_nothing_saved(self, two, start, tmp_path):
         workdir = tmp_path / "run"
         processes = start(workdir)
         until_step(workdir, 5)
         for process in processes:
             process.terminate()
+        time.sleep(1.1)  # before that it would be an echo of the first
+        for process in processes:
             process.terminate()
         found = codes(processes)
         # The first one may have been quick enough to save and leave.
@@ -311,6 +352,49 @@ def test_the_supervisor_starts_again_what_may_go_on(code, attempts):
     assert done.returncode == (1 if code == 75 else code)
 
 
+def supervised(tmp_path, script, *options, arguments=()):
+    """A supervisor, begun, of a Python script with a --workdir."""
+    (tmp_path / "train.py").write_text(script)
+    command = [sys.executable, str(ROOT / "tools" / "supervise.py"), *options, "--", sys.executable, "train.py"]
+    return subprocess.Popen(
+        [*command, f"--workdir={tmp_path}", *arguments],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "others"), [(1, 75), (2, -9), (1, 70)])
+def test_a_mistake_of_one_host_alone_is_given_up_in_time(tmp_path, code, others):
+    """It may have been the fault of the moment; but there are no twenty of those without a new checkpoint."""
+    script = f"import os, sys; code = {code} if '--host=1' in sys.argv else {others}\n"
+    script += "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)"
+    process = supervised(tmp_path, script, "--hosts=2")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.count("attempt")) == (code, 3)
+    assert err == "failed again and again without a new checkpoint: not started again\n"
+
+
+def test_a_host_that_gives_up_for_a_mistake_tells_the_others(tmp_path):
+    """Theirs wait for it in vain, and would be started again and again."""
+    process = supervised(tmp_path, "exit(1)", arguments=["--coordinator=here:1"])
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.count("attempt"), err) == (1, 1, "")
+    assert (tmp_path / "given_up").exists()
+
+
+@pytest.mark.parametrize(("code", "told"), [(75, 75), (0, 0), (143, 75), (1, 1), (70, 70)])
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_signal_to_a_supervisor_or_to_its_whole_group(tmp_path, code, told, to_all):
+    """As a service manager sends it: the run gets it twice, and has the time that it needs. What fails then is told."""
+    script = "import sys, time; sys.path.insert(0, sys.argv[2]); from fcn_jax.preemption import Preemption\n"
+    script += "with Preemption() as preemption:\n    preemption.worth_saving = True; print('on', flush=True)\n"
+    script += f"    while not preemption.asked: time.sleep(0.01)\n    time.sleep(0.5); sys.exit({code})"
+    process = supervised(tmp_path, script, arguments=[str(ROOT)])
+    assert process.stdout is not None and process.stdout.readline() == "on\n"
+    (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (told, f"attempt 1: exit codes {code}\n"), err
+
+
 @pytest.mark.parametrize(("gained", "attempts"), [(False, 3), (True, 5)])
 def test_the_supervisor_gives_up_what_crashes_and_gains_nothing(tmp_path, gained, attempts):
     """A run of two checkpoints; each crash behind a new one begins the count anew."""
@@ -325,7 +409,8 @@ def test_the_supervisor_gives_up_what_crashes_and_gains_nothing(tmp_path, gained
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("attempt") == attempts, done.stdout
     assert done.returncode == 70
-    assert done.stderr == "crashed again and again without a new checkpoint: not started again\n"
+    assert done.stderr == "failed again and again without a new checkpoint: not started again\n"
+    assert not (tmp_path / "given_up").exists()  # there is nobody to be told
 
 
 def test_a_supervisor_gives_up_with_that_of_another_host(tmp_path):
@@ -344,59 +429,61 @@ def test_a_supervisor_gives_up_with_that_of_another_host(tmp_path):
 
 def test_what_was_given_up_and_mended_since_does_not_count(tmp_path):
     """A new checkpoint tells that it was."""
-    progress = supervise.Progress(tmp_path, 3)
-    assert not progress.hopeless(crashed=False)
+    progress = supervise.Progress(tmp_path, 3, others=True)
+    assert not progress.hopeless(failed=False)
     (tmp_path / "given_up").touch()
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     os.utime(tmp_path / "given_up", (5, 5))
     os.utime(tmp_path / "checkpoints" / "5", (6, 6))
-    assert not progress.hopeless(crashed=False) and not progress.hopeless(crashed=False)
+    assert not progress.hopeless(failed=False) and not progress.hopeless(failed=False)
     os.utime(tmp_path / "given_up", (7, 7))  # again
-    assert progress.hopeless(crashed=False)
+    assert progress.hopeless(failed=False)
 
 
 def test_what_was_given_up_behind_a_checkpoint_counts(tmp_path):
     """Also where both are seen for the first time at once."""
-    progress = supervise.Progress(tmp_path, 3)
+    progress = supervise.Progress(tmp_path, 3, others=True)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "given_up").touch()
     os.utime(tmp_path / "checkpoints" / "5", (6, 6))
-    assert progress.hopeless(crashed=False)
+    assert progress.hopeless(failed=False) == "another host has given up"
 
 
 @pytest.mark.parametrize("workdir", [None, "a/file"])
 def test_crashes_in_a_row_count_where_no_checkpoint_can_be_seen(tmp_path, capsys, workdir):
     (tmp_path / "a").touch()
-    progress = supervise.Progress(workdir and tmp_path / workdir, 2)
-    assert [progress.hopeless(crashed) for crashed in (True, False, True, True)] == [False, False, False, True]
+    progress = supervise.Progress(workdir and tmp_path / workdir, 2, others=True)
+    assert [bool(progress.hopeless(failed)) for failed in (True, False, True, True)] == [False, False, False, True]
     assert (workdir is None) == ("are not told" not in capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
-    ("command", "workdir"),
+    ("command", "workdir", "others"),
     [
-        (["python", "train.py", "--workdir", "a b"], "a b"),
-        (["train.py", "--config=x", "-workdir=b"], "b"),
-        (["train.py", "--workdir="], None),
-        (["train.py", "--workdirs=b"], None),
+        (["python", "train.py", "--workdir", "a b"], "a b", False),
+        (["train.py", "--config=x", "-workdir=b"], "b", False),
+        (["train.py", "--workdir=", "--coordinator=auto"], None, True),
+        (["train.py", "--workdirs=b"], None, False),
     ],
 )
-def test_the_supervisor_finds_the_workdir_in_the_command(command, workdir):
-    assert supervise.workdir_of(command) == (workdir and Path(workdir))
+def test_the_supervisor_finds_the_workdir_in_the_command(command, workdir, others):
+    assert supervise.named_by(command) == (workdir and Path(workdir), others)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("own", "message"),
+    ("mode", "own", "message"),
     [
-        ("--config.optim.lr=0.5", "the config of host 1 differs from that of host 0"),
-        ("--config.optim.lr=-1", "optim.lr=-1.0 must be at least 0"),
-        ("--workdir=elsewhere/that/is/not", "is not the folder that host 0 sees"),
+        ("pmap", "--config.optim.lr=0.5", "the config of host 1 differs from that of host 0"),
+        ("pmap", "--config.optim.lr=-1", "optim.lr=-1.0 must be at least 0"),
+        ("pmap", "--workdir=elsewhere/that/is/not", "the --workdir of host 1 differs from that of host 0"),
+        ("apart", "--workdir=run", "run is not the folder that host 0 sees"),
+        ("fewer", "", "the data of host 1 differs from that of host 0"),
     ],
 )
-def test_what_one_host_gets_wrong_all_say(start, tmp_path, own, message):
-    workdir = tmp_path / "run"
-    assert codes(start(workdir, own=((), (own,)))) == [1, 1]
+def test_what_one_host_gets_wrong_all_say(start, tmp_path, mode, own, message):
+    workdir, own = tmp_path / "run", (own,) if own else ()
+    assert codes(start(workdir, mode=mode, own=(own if mode == "apart" else (), own))) == [1, 1]
     for host in (0, 1):
         assert message in printed(workdir, host)
         assert printed(workdir, host).count("\n") == 1

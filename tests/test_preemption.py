@@ -143,7 +143,9 @@ with Preemption() as preemption:
     ("then", "code"),
     [
         ("pass", 0),
-        ("os.kill(os.getpid(), signal.SIGTERM); ctypes.CDLL(None).sleep(60)", 128 + signal.SIGTERM),
+        ("time.sleep(1); os.kill(os.getpid(), signal.SIGTERM); ctypes.CDLL(None).sleep(60)", 128 + signal.SIGTERM),
+        # One signal, passed on by a supervisor to whom it was sent as well.
+        ("os.kill(os.getpid(), signal.SIGTERM); ctypes.CDLL(None).sleep(1)", 0),
         ("os.kill(os.getpid(), signal.SIGINT); ctypes.CDLL(None).sleep(1)", -signal.SIGINT),
     ],
 )

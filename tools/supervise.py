@@ -3,11 +3,11 @@
     python tools/supervise.py [--hosts 2] [--restarts 20] -- python train.py --config configs/fcn8s.py --workdir runs/a
 
 A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
-started again and goes on from its newest checkpoint; one that failed for what a user has to mend (1 and 2) is not, nor
-one that crashed three times without a new checkpoint in its --workdir (in a row, where it names none). SIGTERM is
-passed on, and ends the supervisor with 75 when the run has saved and left. Where each host is a machine of its own, a
-supervisor on each starts its process, and the processes wait for each other; that one of them has given up the others
-see in the --workdir.
+started again and goes on from its newest checkpoint. One that failed for what a user has to mend (1 and 2, on every
+host) is not, nor one that crashed, or so failed on some of its hosts, three times without a new checkpoint in its
+--workdir (in a row, where it names none). SIGTERM is passed on, and ends the supervisor with 75 when the run has left.
+Where each host is a machine of its own, a supervisor on each starts its process, and the processes wait for each other;
+that one of them has given up the others see in the --workdir.
 """
 
 import argparse
@@ -27,15 +27,18 @@ from fcn_jax.preemption import EXIT_CODE
 
 GRACE_SECONDS = 120  # for the other hosts to notice that one is gone
 # A fault of the program's own. Not so SIGABRT, by which JAX ends a process whose coordinator is gone.
+MISTAKES = (1, 2)
 CRASHES = (CRASHED, *(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)))
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=int, default=1, help="processes to start on this machine")
+    parser.add_argument("--hosts", type=_positive, default=1, help="processes to start on this machine")
     parser.add_argument("--restarts", type=int, default=20, help="how often at most")
-    parser.add_argument("--crashes", type=int, default=3, help="how many without a new checkpoint in --workdir end it")
+    parser.add_argument(
+        "--crashes", type=_positive, default=3, help="how many without a new checkpoint in --workdir end it"
+    )
     parser.add_argument("command", nargs="+", help="after --: the command to run")
     options = parser.parse_args()
     processes: list[subprocess.Popen] = []
@@ -48,7 +51,8 @@ def main() -> int:
             process.send_signal(number)
 
     signal.signal(signal.SIGTERM, pass_on)
-    progress = Progress(workdir_of(options.command), options.crashes)
+    workdir, others = named_by(options.command)
+    progress = Progress(workdir, options.crashes, others)
     for attempt in range(options.restarts + 1):
         processes[:] = start(options.command, options.hosts)
         if leaving:  # asked while they were started
@@ -57,56 +61,67 @@ def main() -> int:
         print(f"attempt {attempt + 1}: exit codes {', '.join(map(str, codes))}", flush=True)
         if not any(codes):
             return 0
+        faults = [code for code in codes if code in (*CRASHES, *MISTAKES)]
         if leaving:
-            return EXIT_CODE
-        if all(code in (1, 2) for code in codes):  # else one was lost, and the others failed for that
+            return _exit_code(faults) if faults else EXIT_CODE
+        if all(code in MISTAKES for code in codes):
+            progress.give_up()
             return codes[0]
-        if progress.hopeless(crashed=any(code in CRASHES for code in codes)):
-            blind = " (seen: none, as the command names no --workdir)" if progress.blind else ""
-            print(f"crashed again and again without a new checkpoint{blind}: not started again", file=sys.stderr)
-            return CRASHED
+        # Not on all hosts, a mistake may be the fault of the moment.
+        if reason := progress.hopeless(failed=bool(faults)):
+            print(f"{reason}: not started again", file=sys.stderr)
+            return _exit_code(faults)
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
     return 1
 
 
-def workdir_of(command: Sequence[str]) -> Path | None:
-    """The --workdir that a command names."""
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _exit_code(faults: Sequence[int]) -> int:
+    """That of a run which these codes ended: a user's mistake, if there is one; a crash otherwise."""
+    return next((code for code in faults if code in MISTAKES), CRASHED)
+
+
+def named_by(command: Sequence[str]) -> tuple[Path | None, bool]:
+    """The --workdir that a command names, and whether it names other hosts, which have supervisors of their own."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--workdir", "-workdir")
-    workdir = parser.parse_known_args(command)[0].workdir
-    return Path(workdir).expanduser() if workdir else None
+    parser.add_argument("--coordinator", "-coordinator")
+    known = parser.parse_known_args(command)[0]
+    return Path(known.workdir).expanduser() if known.workdir else None, bool(known.coordinator)
 
 
 class Progress:
-    """Whether crashes are worth another start: as long as there are new checkpoints between them.
+    """Whether failures are worth another start: as long as there are new checkpoints between them.
 
     Supervisors of other hosts are told by a file in the working directory. Where that cannot be reached, or is not
-    known, crashes in a row count.
+    known, failures in a row count.
     """
 
-    def __init__(self, workdir: Path | None, most: int):
-        self._crashes = 0
-        self._workdir, self._most = workdir, most
+    def __init__(self, workdir: Path | None, most: int, others: bool):
+        self._failures = 0
+        self._workdir, self._most, self._others = workdir, most, others
         (self._newest, _), self._given_up = self._checkpoint(), self._mark()
 
-    @property
-    def blind(self) -> bool:
-        """Whether checkpoints cannot be seen, as it is not known where they are."""
-        return self._workdir is None
-
-    def hopeless(self, crashed: bool) -> bool:
-        """Whether to give up, behind an attempt that did not finish."""
+    def hopeless(self, failed: bool) -> str:
+        """Why to give up, behind an attempt that did not finish; empty where it is worth another one."""
         (newest, saved), given_up = self._checkpoint(), self._mark()
-        if newest is None and not crashed:
-            self._crashes = 0
+        if newest is None and not failed:
+            self._failures = 0
         if newest is not None and (self._newest is None or newest > self._newest):
-            self._newest, self._crashes = newest, 0
-        self._crashes += crashed
-        if crashed and self._crashes >= self._most:
-            self._tell()
-            return True
+            self._newest, self._failures = newest, 0
+        self._failures += failed
+        if failed and self._failures >= self._most:
+            self.give_up()
+            blind = " (seen: none, as the command names no --workdir)" if self._workdir is None else ""
+            return f"failed again and again without a new checkpoint{blind}"
         # What was given up before a checkpoint was mended since.
-        return given_up is not None and given_up != self._given_up and given_up > saved
+        new = given_up is not None and given_up != self._given_up and given_up > saved
+        return "another host has given up" if new else ""
 
     def _checkpoint(self) -> tuple[int | None, int]:
         """The step of the newest one, -1 if there is none, None where that cannot be seen; and when it was written."""
@@ -126,8 +141,9 @@ class Progress:
         with contextlib.suppress(OSError):
             return (self._workdir / "given_up").stat().st_mtime_ns if self._workdir else None
 
-    def _tell(self) -> None:
-        if self._workdir is None:
+    def give_up(self) -> None:
+        """Tells the supervisors of other hosts, if there are any."""
+        if self._workdir is None or not self._others:
             return
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
