@@ -233,7 +233,7 @@ def test_a_step_in_bfloat16():
     assert half_loss == pytest.approx(loss, rel=1e-2)
     for wanted, half in zip(gradients, half_gradients, strict=True):
         along = np.vdot(wanted, half) / (np.linalg.norm(wanted) * np.linalg.norm(half) + 1e-30)
-        assert along > 0.97 or not np.any(wanted)
+        assert along > 0.9 or not np.any(wanted)
 
 
 def test_the_eval_step_counts_every_labelled_pixel(params, batch):
