@@ -19,9 +19,18 @@ from fcn_jax.errors import CheckpointError
 from fcn_jax.optim import parameter_names
 from fcn_jax.state import TrainState
 
+_FOLDER = "checkpoints"
 _METRIC = "mean_iou"
 _UNSCORED = "unscored"
 _ASIDE = ".aside"  # behind the name of a checkpoint that is being saved anew
+
+
+def prepare(workdir: Path) -> list[str]:
+    """Makes the folder of checkpoints, whole: see `put_back`. Gives it and them, by their paths in `workdir`."""
+    folder = workdir / _FOLDER
+    folder.mkdir(exist_ok=True)
+    put_back(workdir)
+    return [_FOLDER, *(f"{_FOLDER}/{each.name}" for each in folder.iterdir() if each.name.isdigit())]
 
 
 def put_back(workdir: Path) -> None:
@@ -29,7 +38,7 @@ def put_back(workdir: Path) -> None:
 
     One process does so, while no other one looks.
     """
-    for aside in (workdir / "checkpoints").glob(f"*{_ASIDE}"):
+    for aside in (workdir / _FOLDER).glob(f"*{_ASIDE}"):
         if aside.with_suffix("").exists():
             shutil.rmtree(aside)
         else:
@@ -40,7 +49,7 @@ class Checkpoints:
     """The checkpoints under `workdir/checkpoints`, one folder a step. Use it as a context: leaving waits for saves."""
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        self.directory, self._read_only = (workdir / "checkpoints").absolute(), read_only
+        self.directory, self._read_only = (workdir / _FOLDER).absolute(), read_only
         logging.getLogger("absl").setLevel(logging.ERROR)
         # Orbax's own `max_to_keep` with a metric keeps the N best and deletes the newest, and with it the way forward.
         keep = policies.AnyPreservationPolicy(

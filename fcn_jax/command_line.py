@@ -71,7 +71,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 def _by_lost_host(error: BaseException) -> bool:
     """Whether it seems to be for another host that is gone, by which collectives fail: to be started again with it."""
     fault = _of_runtime(error)
-    return bool(fault) and not fault.startswith(_OF_PROGRAMS) and jax.process_count() > 1
+    of_ours = fault.startswith(_OF_PROGRAMS) or "RESOURCE_EXHAUSTED" in fault
+    return bool(fault) and not of_ours and jax.process_count() > 1
 
 
 def _of_runtime(error: BaseException) -> str:

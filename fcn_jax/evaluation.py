@@ -213,7 +213,7 @@ def evaluate_predictor(
     folder: Path | None,
     probabilities: Callable[[np.ndarray], Any] | None = None,
 ) -> dict[str, Evaluation]:
-    """Scores `predict(image [h w c]) -> label u8 [h w]`, and saves palette PNGs in `folder` if there is one.
+    """Scores `predict(image [h w c]) -> label [h w]`, and saves palette PNGs in `folder` if there is one.
 
     With `probabilities(image) -> f32 [h w classes]` these are asked instead, and their calibration is looked at.
     """

@@ -24,7 +24,7 @@ from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
 _GRACE_SECONDS = 3.0  # in which hosts that end for the same fault do so together
-_MESSAGE = 1000  # bytes of a fault that other hosts are told
+_MESSAGE = 1000  # bytes that other hosts are told, of a fault or of what the first one says
 
 
 def join(coordinator: str, count: int | None, index: int | None, *, start_seconds: int, heartbeat_seconds: int) -> None:
@@ -141,11 +141,11 @@ def check_equal(text: str, what: str) -> None:
 
 
 def first_says(text: str) -> str:
-    """The first host's text, on all of them; at most 200 bytes."""
+    """The first host's text, on all of them; at most 1000 bytes, what is behind is cut off."""
     if jax.process_count() == 1:
         return text
-    told = np.zeros(200, np.uint8)
-    encoded = text.encode()
+    told = np.zeros(_MESSAGE, np.uint8)
+    encoded = text.encode()[:_MESSAGE]
     told[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     heard = np.asarray(multihost_utils.broadcast_one_to_all(told))
     return bytes(heard[heard > 0]).decode()

@@ -29,9 +29,16 @@ IN_ORDER: dict[str, Any] = {"xla_cpu_enable_concurrency_optimized_scheduler": Fa
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """The devices (those of all hosts by default) in a row, host after host, under the axis name `data`."""
+    """The devices (those of all hosts by default) in a row, host after host, under the axis name `data`.
+
+    Raises ConfigError where hosts have unequal numbers of them.
+    """
     if devices is None:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        counts = collections.Counter(device.process_index for device in devices)
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{count} on host {host}" for host, count in sorted(counts.items()))
+            raise ConfigError(f"hosts must have as many devices each; there are {told}")
     # Auto axes: under the Explicit ones that jax.make_mesh defaults to, Linen's modules fail.
     return Mesh(np.array(devices), (_AXIS,), axis_types=(AxisType.Auto,))
 
@@ -212,14 +219,7 @@ def put_batch(batch: dict[str, Any], mesh: Mesh, mode: str) -> dict[str, Any]:
 
 
 def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> int:
-    """Images on each device at a time.
-
-    Raises ConfigError where the batch cannot be split evenly, or hosts have unequal numbers of devices.
-    """
-    counts = collections.Counter(device.process_index for device in mesh.devices.flat)
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} on host {host}" for host, count in sorted(counts.items()))
-        raise ConfigError(f"hosts must have as many devices each; there are {told}")
+    """Images on each device at a time. Raises ConfigError where the batch cannot be split evenly."""
     parts = mesh.size * accumulate
     if batch_size % parts:
         times = f" times optim.accumulate={accumulate}" if accumulate > 1 else ""

@@ -62,8 +62,8 @@ class Preemption:
                 if number[0] != signal.SIGTERM:
                     continue
                 if first is None:
-                    first = time.monotonic()
                     self._answer()
+                    first = time.monotonic()  # not before: who reads what is printed may keep us waiting
                 elif time.monotonic() - first > _ECHO_SECONDS:
                     os._exit(128 + signal.SIGTERM)
 

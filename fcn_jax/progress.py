@@ -161,16 +161,16 @@ class _Stopwatch:
 def first_nonfinite(tree: Any) -> str | None:
     """The name of the first parameter that holds a NaN or an infinity, in the order of their names; else None.
 
-    Of shares of parameters every host has to come by.
+    Leaves are of JAX; of shares of them every host has to come by.
     """
-    in_order = parallel.in_order(jax.tree.leaves(tree)[0].sharding.device_set)
-    sound = np.asarray(_finite_leaves(in_order is not None)(tree))
+    several = parallel.in_order(jax.tree.leaves(tree)[0].sharding.device_set) is not None
+    sound = np.asarray(_finite_leaves(several)(tree))
     return next((name for name, ok in zip(optim.parameter_names(tree), sound, strict=True) if not ok), None)
 
 
 @functools.cache
-def _finite_leaves(in_order: bool) -> Callable[[Any], jax.Array]:
+def _finite_leaves(several_cpus: bool) -> Callable[[Any], jax.Array]:
     def finite(tree: Any) -> jax.Array:
         return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
-    return jax.jit(finite, compiler_options=parallel.IN_ORDER if in_order else None)
+    return jax.jit(finite, compiler_options=parallel.IN_ORDER if several_cpus else None)

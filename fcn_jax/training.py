@@ -60,16 +60,16 @@ def train(config: experiment.Config, workdir: Path, profile: bool = False) -> st
 
 
 def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: Preemption) -> state.TrainState:
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    # Not together: where hosts are unequal, they cannot tell each other, and each sees it by itself.
+    mesh = parallel.make_mesh()
     with hosts.together():
         experiment.validate(config)
-        if config.deterministic:
-            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-        mesh = parallel.make_mesh()
         per_device = parallel.check_batch_size(config.data.batch_size, config.optim.accumulate, mesh)
         blobs = workdirs.settle_input(config, workdir)
         run = _Run.opened(config, workdir, mesh)
     hosts.check_equal(experiment.to_json(config), "the config")
-    hosts.check_equal(str(workdir), "the --workdir")
     hosts.check_equal(run.told(), "the data")
 
     with (

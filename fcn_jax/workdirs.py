@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from fcn_jax.report import METRICS_FILE
 
 # In which a host sees what another one wrote: mounts of networks and buckets remember for a minute what was not there.
 _SHARED_SECONDS = 120.0
-_LOCK = ".lock"
 
 
 def claim(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> None:
@@ -51,38 +50,43 @@ def claim(workdir: Path, config: experiment.Config, info: Info, free: Iterable[s
 @contextlib.contextmanager
 def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> Iterator[None]:
     """The directory is this run's, and nobody else trains in it. The lock ends with the process, however that ends."""
-    mark = secrets.token_hex(8)
+    # A name that no host has looked for before, of a file that is closed: what buckets show at once.
+    mark = workdir / f".seen-{secrets.token_hex(8)}"
+    there: list[str] = []
     with contextlib.ExitStack() as stack:
         with hosts.together():
             if hosts.is_first():
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((workdir / _LOCK).open("a"))
+                file = stack.enter_context((workdir / ".lock").open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     message = f"another process is training in {workdir}: choose another --workdir"
                     raise CheckpointError(message) from None
-                file.truncate(0)
-                print(mark, file=file, flush=True)
                 claim(workdir, config, info, free)
-                checkpoints.put_back(workdir)
-        mark = hosts.first_says(mark)
-        with hosts.together():
-            if not _comes_to_hold(workdir / _LOCK, mark):
-                raise CheckpointError(f"{workdir} is not the folder that host 0 sees: all hosts need the same one")
+                there = [*checkpoints.prepare(workdir), mark.name]
+                mark.touch()
+        names = hosts.first_says(" ".join(there)).split()
+        try:
+            with hosts.together():
+                if missing := _not_seen(workdir, names):
+                    raise CheckpointError(
+                        f"{workdir} is not the folder that host 0 sees ({missing} is not there): all hosts need the "
+                        "same one"
+                    )
+        finally:
+            mark.unlink(missing_ok=True)
         yield
 
 
-def _comes_to_hold(path: Path, text: str) -> bool:
-    """Whether a file holds a line within the time that other hosts' files may take to be seen."""
+def _not_seen(folder: Path, names: Sequence[str]) -> str:
+    """The first of these that cannot be seen in a folder, within the time that other hosts' files may take; or none."""
     last = time.monotonic() + _SHARED_SECONDS
-    while True:
-        with contextlib.suppress(OSError):
-            if path.read_text().strip() == text:
-                return True
+    while missing := next((name for name in names if not (folder / name).exists()), ""):
         if time.monotonic() > last:
-            return False
+            return missing
         time.sleep(0.5)
+    return ""
 
 
 def settle_input(config: experiment.Config, workdir: Path) -> Mapping[str, np.ndarray] | None:

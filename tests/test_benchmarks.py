@@ -143,6 +143,23 @@ def test_shapes_are_measured_once_a_commit(tmp_path, monkeypatch):
     assert "1 shapes" in conv_shapes.report(rows)
 
 
+def test_what_seemed_slower_is_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "matrix_rate", lambda: 100.0)
+    monkeypatch.setattr(timing, "bandwidth", lambda: 10.0)
+    ratios = iter((1.2, 0.5, 0.9, 0.95))
+
+    def measured(shape, work, matrix_gflops, bandwidth, rounds):
+        return {"shape": shape.name, "work": work, "ratio": next(ratios)}
+
+    monkeypatch.setattr(conv_shapes, "measured", measured)
+    path, shape = tmp_path / "conv_shapes.csv", conv_shapes.Shape(4, 8, 8, 3, 1)
+    conv_shapes.measure([shape], conv_shapes.WORKS, path, minutes=1, rounds=1)
+    for _ in range(2):
+        conv_shapes.measure([shape], conv_shapes.WORKS, path, minutes=1, rounds=3, again=True)
+    assert [row["work"] for row in records.read(path)] == [*conv_shapes.WORKS, "input"]
+    assert [float(row["ratio"]) for row in conv_shapes.measured_here(path).values()] == [1.2, 0.95, 0.9]
+
+
 # AlexNet's few layers are compiled soonest.
 TINY = nets.Case("fcn_alexnet", (33, 40), {"padding": "same", "width": 1 / 64, "fc_width": 8})
 

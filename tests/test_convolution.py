@@ -123,7 +123,7 @@ COLUMNS = [
         # Of several, unless there are few channels in few cells, or few channels out of large maps.
         (4, 32, (64, 64), 1), (4, 32, (64, 21), 0), (8, 32, (64, 21), 1), (4, 128, (32, 32), 1),
         (4, 128, (64, 64), 0), (4, 128, (256, 21), 0), (4, 128, (128, 128), 1),
-        (8, 64, (3, 64), 0), (8, 64, (64, 8), 0),
+        (8, 64, (3, 64), 0), (8, 64, (64, 8), 0), (8, 64, (8, 64), 0), (4, 128, (32, 64), 1), (2, 64, (16, 128), 1),
     ],
 )  # fmt: skip
 def test_a_column_more_makes_it_the_faster_library(batch, side, channels, more):

@@ -1,8 +1,5 @@
 """However many devices, and in whichever way: one and the same step."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -353,13 +350,6 @@ def test_nothing_is_sent_for_the_gradients_of_what_is_frozen(shard_state, monkey
         sent.append(text.count("stablehlo.all_reduce") + text.count("stablehlo.reduce_scatter"))
     held = jax.tree.leaves(optim.frozen_mask(params, ("conv*",))).count(True)
     assert sent[0] - sent[1] == held > 10
-
-
-def test_hosts_of_unequal_numbers_of_devices_are_refused():
-    devices = np.array([SimpleNamespace(process_index=host) for host in (0, 0, 1)])
-    mesh: Any = SimpleNamespace(size=3, devices=devices)
-    with pytest.raises(ConfigError, match="as many devices each; there are 2 on host 0, 1 on host 1"):
-        parallel.check_batch_size(6, 1, mesh)
 
 
 def test_a_batch_goes_to_the_devices_in_order():

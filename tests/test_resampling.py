@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks import memory
 from fcn_jax import losses, metrics, models
 from fcn_jax.ops import bilinear
 from fcn_jax.ops.resampling import map_rows, sum_over_rows
@@ -110,17 +109,4 @@ def test_the_logits_are_never_held(name, topology, request):
 
     plain = temporaries(lambda scores, labels: loss(resampling(scores), labels)[0])
     fused = temporaries(lambda scores, labels: loss.finish(sum_over_rows(loss.sums, scores, labels, resampling))[0])
-    assert fused <= plain / 6
-
-
-@pytest.mark.parametrize("what", ["confusion", "argmax"])
-def test_nor_are_they_in_evaluation(what):
-    """Of predicted labels, which are results, and of their counts."""
-    resampling = bilinear.upsampling((66, 66), 16, 8, offset=9, size=(512, 512))
-    arguments = jnp.zeros((8, 66, 66, 21)), jnp.zeros((8, 512, 512), jnp.uint8)
-    held = []
-    for function in memory.heads(resampling)[what]:
-        analysis: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
-        held.append(analysis.temp_size_in_bytes)
-    plain, fused = held
     assert fused <= plain / 6

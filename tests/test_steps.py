@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from fcn_jax import losses, metrics, models, state, steps
+from fcn_jax import evaluation, losses, metrics, models, state, steps
 from fcn_jax.models.layers import BatchNorm, Conv, Dropout
 from fcn_jax.ops.grid import IMAGE
 from fcn_jax.ops.unpooling import unpool_nearest
@@ -408,3 +408,26 @@ class TestFused:
     def test_no_array_is_as_large_as_the_logits(self, run, name):
         logits = 4 * 2 * self.SIZE[0] * self.SIZE[1] * self.CLASSES
         assert run(name)[-1] < logits < run(name, fused=False)[-1]
+
+    @pytest.mark.parametrize("padding", ["caffe", "same"])
+    def test_nor_is_one_in_evaluation_and_in_use(self, padding):
+        """Of the step that counts, and of predicted labels."""
+        model = models.create("fcn8s", self.CLASSES, trunk="vgg11", width=1 / 32, fc_width=8, padding=padding)
+        batch = {
+            "image": jnp.zeros((2, 120, 96, 3)),
+            "label": jnp.zeros((2, 120, 96), jnp.uint8),
+        }
+        variables = {"params": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.abstract_params(model))}
+        logits = 4 * 2 * 120 * 96 * self.CLASSES
+        apply: Any = model.apply
+        programs = (
+            (jax.jit(steps.make_eval_step(model)), batch),
+            (evaluation.predicted_labels(model), batch["image"]),
+            (jax.jit(lambda variables, image: jnp.argmax(apply(variables, image), axis=-1)), batch["image"]),
+        )
+        held = []
+        for program, argument in programs:
+            memory: Any = program.lower(variables, argument).compile().memory_analysis()
+            held.append(memory.temp_size_in_bytes)
+        counting, labelling, plain = held
+        assert counting < logits / 2 > labelling and logits <= plain

@@ -1,5 +1,7 @@
 """What a run settles with its folder and its weights before the first step."""
 
+import threading
+
 import numpy as np
 import pytest
 import tiny
@@ -49,3 +51,20 @@ def test_pictures_of_others_stay(tmp_path):
     (tmp_path / "pictures" / "holiday.png").write_bytes(b"mine")
     with pytest.raises(CheckpointError, match=r"pictures holds files, and .* no run: choose another --workdir"):
         tiny.claimed(tmp_path, tiny.config())
+
+
+def test_what_another_host_wrote_may_be_seen_late(tmp_path, monkeypatch):
+    """As mounts of networks and buckets show it."""
+    later = threading.Timer(0.3, (tmp_path / "there").touch)
+    later.start()
+    assert workdirs._not_seen(tmp_path, [".", "there"]) == ""
+    later.join()
+    monkeypatch.setattr(workdirs, "_SHARED_SECONDS", 0.1)
+    assert workdirs._not_seen(tmp_path, ["there", "nowhere"]) == "nowhere"
+
+
+def test_a_claimed_folder_holds_no_trace_of_looking_for_it(tmp_path):
+    config = tiny.config()
+    with workdirs.claimed(tmp_path / "run", config, tiny.source(config, "train").info):
+        assert (tmp_path / "run" / "checkpoints").is_dir()
+        assert not list((tmp_path / "run").glob(".seen*"))

@@ -4,10 +4,10 @@
 
 A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
 started again and goes on from its newest checkpoint. One that failed for what a user has to mend (1 and 2, on every
-host) is not, nor one that crashed, or so failed on some of its hosts, three times without a new checkpoint in its
---workdir (in a row, where it names none). SIGTERM is passed on, and ends the supervisor with 75 when the run has left.
-Where each host is a machine of its own, a supervisor on each starts its process, and the processes wait for each other;
-that one of them has given up the others see in the --workdir.
+host that is started here) is not, nor one that crashed, or so failed on some of them, three times without a new
+checkpoint in its --workdir (in a row, where it names none). SIGTERM is passed on, and ends the supervisor with 75 when
+the run has left. Where each host is a machine of its own, a supervisor on each starts its process, and the processes
+wait for each other; that one of them has given up the others see in the --workdir.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from fcn_jax.errors import CRASHED
 from fcn_jax.preemption import EXIT_CODE
 
 GRACE_SECONDS = 120  # for the other hosts to notice that one is gone
+MISTAKES = (1, 2)  # a user's
 # A fault of the program's own. Not so SIGABRT, by which JAX ends a process whose coordinator is gone.
-MISTAKES = (1, 2)
 CRASHES = (CRASHED, *(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)))
 
 
@@ -70,15 +70,16 @@ def main() -> int:
         # Not on all hosts, a mistake may be the fault of the moment.
         if reason := progress.hopeless(failed=bool(faults)):
             print(f"{reason}: not started again", file=sys.stderr)
-            return _exit_code(faults)
+            return _exit_code(faults) if faults else 1
+    progress.give_up()
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
     return 1
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
 
 
 def _exit_code(faults: Sequence[int]) -> int:
@@ -88,11 +89,13 @@ def _exit_code(faults: Sequence[int]) -> int:
 
 def named_by(command: Sequence[str]) -> tuple[Path | None, bool]:
     """The --workdir that a command names, and whether it names other hosts, which have supervisors of their own."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workdir", "-workdir")
-    parser.add_argument("--coordinator", "-coordinator")
-    known = parser.parse_known_args(command)[0]
-    return Path(known.workdir).expanduser() if known.workdir else None, bool(known.coordinator)
+    found = {"workdir": "", "coordinator": ""}
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        dashed, equals, value = word.partition("=")
+        for name in found:
+            if dashed in (f"--{name}", f"-{name}"):
+                found[name] = value if equals else following
+    return Path(found["workdir"]).expanduser() if found["workdir"] else None, bool(found["coordinator"])
 
 
 class Progress:

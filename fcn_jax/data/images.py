@@ -5,6 +5,7 @@ grey files, never the palette's colours. Both follow the EXIF orientation, so th
 Pillow decides what a file is; OpenCV decodes the plain cases, because it is up to twice as fast at JPEG.
 """
 
+import contextlib
 import io
 import struct
 import zlib
@@ -51,18 +52,25 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of the picture in a file."""
+    """Height and width of the picture in a file, upright: by the beginning of a JPEG, by all of other files."""
+    with contextlib.suppress(*_DECODING_ERRORS), Image.open(path) as image:
+        if image.format == "JPEG":
+            return _upright_size(image, b"")
     return size_in(read_bytes(path), path)
 
 
 def size_in(data: bytes, name: str | Path) -> tuple[int, int]:
-    """Height and width of the picture in a file's bytes, upright; nothing is decoded but TIFFs."""
+    """Height and width of the picture in a file's bytes, upright; as a rule nothing is decoded."""
     image = _open(data, name)
     if image.format == "TIFF":  # which Pillow turns when it loads them, by itself
         image = _upright(image, data, name)
-    elif _orientation(data, image) > 4:  # turned by a quarter
-        return image.width, image.height
-    return image.height, image.width
+        return image.height, image.width
+    return _upright_size(image, data)
+
+
+def _upright_size(image: Image.Image, data: bytes) -> tuple[int, int]:
+    turned = _orientation(data, image) > 4  # by a quarter
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def decode_image(data: bytes, name: str | Path) -> np.ndarray:

@@ -5,9 +5,12 @@ entry of the permuted epochs and on a random stream of its own. So there is no s
 its step, and any number of hosts or threads sees the same global batches.
 """
 
+import collections
+import concurrent.futures
 import functools
+import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -65,6 +68,7 @@ def train_batches(
         # its place on the other hosts.
         peers = () if all(augment.crop) else range(row, batch_size, len(rows))
         sizes = [blob.shape[:2], *(size_at(first + peer) for peer in peers if peer != rows[row])]
+        # `least`: the size that its batch has at least.
         return {"image": blob, "label": example["label"], "index": rows[row], "least": np.max(sizes, axis=0)}
 
     examples = grain.MapDataset.range(start_step * len(rows), sys.maxsize).map(example_at)
@@ -84,8 +88,8 @@ def eval_batches(
 
     A batch is `{"image": f32[b h w k], "label": u8[b h w], "ids": list[str]}`, labels by head where the source has
     several. Consecutive images of equal size share a global batch, which is filled to `batch_size` with zero images
-    whose labels are all 255; `ids` names the real ones among this host's rows. Every host asks for the sizes of all
-    images, so that all take the same number of steps of the same shapes, and reads its own.
+    whose labels are all 255; `ids` names the real ones among this host's rows. All hosts take the same number of steps
+    of the same shapes: of several, each asks for the sizes of all images, and reads its own.
     """
     _check(source, input_spec)
     rows = _local_rows(batch_size, process_index, process_count)
@@ -95,18 +99,27 @@ def eval_batches(
         example = source[index]
         return example | {"image": input_spec(example["image"])}
 
-    def batches() -> Iterator[dict]:
-        sizes = _elements(_in_threads(every.map(functools.partial(_size, source)), threads, 2 * batch_size))
-        groups = list(_alike(sizes, batch_size))
-        # A group of which nothing is ours still says of what channels and heads its empty images are.
-        ours = [group[rows.start : rows.stop] or group[:1] for group in groups]
-        order = [index for indices in ours for index in indices]
-        read = _elements(_in_threads(grain.MapDataset.source(order).map(blob), threads, 2 * len(rows)))
-        for group, indices in zip(groups, ours, strict=True):
-            examples = [next(read) for _ in indices]
-            yield _filled(examples, len(rows), real=len(group[rows.start : rows.stop]))
+    def alone() -> Iterator[dict]:
+        examples = _elements(_in_threads(every.map(blob), threads, 2 * batch_size))
+        for group in _groups(examples, lambda example: example["image"].shape, batch_size):
+            yield _filled(group, batch_size, len(group))
 
-    return batches()
+    def beside_others() -> Iterator[dict]:
+        sizes = _elements(_in_threads(every.map(functools.partial(_size, source)), threads, 4 * batch_size))
+        groups = _groups(enumerate(sizes), lambda pair: pair[1], batch_size)
+        begun = collections.deque[tuple[list[concurrent.futures.Future], int]]()
+        with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
+            for group in itertools.chain(groups, [None]):
+                if group is not None:
+                    mine = group[rows.start : rows.stop]
+                    # One of which nothing is ours still says of what channels and heads its empty images are.
+                    begun.append(([pool.submit(blob, index) for index, _ in mine or group[:1]], len(mine)))
+                # One group is read while the one before is worked on.
+                while len(begun) > (group is not None):
+                    reading, real = begun.popleft()
+                    yield _filled([each.result() for each in reading], len(rows), real)
+
+    return alone() if process_count == 1 else beside_others()
 
 
 def _size(source: Any, index: int) -> tuple[int, int]:
@@ -114,15 +127,11 @@ def _size(source: Any, index: int) -> tuple[int, int]:
     return source.size(index) if hasattr(source, "size") else source[index]["image"].shape[:2]
 
 
-def _alike(sizes: Iterable[tuple[int, int]], most: int) -> Iterator[range]:
-    """Places that follow each other, of one size and at most so many."""
-    first, before, place = 0, None, -1
-    for place, size in enumerate(sizes):
-        if place > first and (size != before or place - first == most):
-            yield range(first, place)
-            first = place
-        before = size
-    yield range(first, place + 1)
+def _groups(items: Iterable[Any], size_of: Callable[[Any], Any], most: int) -> Iterator[list[Any]]:
+    """Items of one size that follow each other, at most so many at a time."""
+    for _, alike in itertools.groupby(items, size_of):
+        while group := list(itertools.islice(alike, most)):
+            yield group
 
 
 def _check(source: Any, input_spec: InputSpec) -> None:
@@ -176,7 +185,7 @@ def _elements(examples: grain.IterDataset) -> Iterator[Any]:
 
 
 def _collate(examples: Sequence[dict]) -> dict:
-    """The examples as a batch, padded at the bottom and right to the least size that each asks for."""
+    """The examples as a batch, padded at the bottom and right to the largest size that one asks for."""
     height, width = np.max([example["least"] for example in examples], axis=0)
     batch = _empty_batch(len(examples), height, width, examples[0])
     for row, example in enumerate(examples):

@@ -266,7 +266,7 @@ class CompiledText:
         if opcode in _SLICES:
             # Only what is cut out is read, and written where it does not stay in fast memory.
             source = operands[0][0].in_memory if operands and operands[0] else False
-            return results[0].traffic + (results[0].padded if source else 0)
+            return sum(array.traffic + (array.padded if source else 0) for array in results[:1])
         if opcode == "dynamic-update-slice":
             return 2 * sum(array.traffic for array in operands[1])
         reads = [sum(array.traffic for array in each) for each in operands]

@@ -54,8 +54,10 @@ def collective_seconds(part: Slice, kind: str, size: float) -> float:
     of that (Austin et al., "How to scale your model", 2025, chapter 3).
     """
     chip = part.chip
-    if chip is None or part.chips == 1:
+    if chip is None or part.device_count == 1:
         return 0.0
+    if part.chips == 1:  # its devices share a memory: one writes, the other reads
+        return 2 * size / (chip.memory_bandwidth / chip.devices)
     ways = sum(2 if ring else 1 for length, ring in zip(part.shape, part.rings, strict=True) if length > 1)
     scattered = (part.chips - 1) / part.chips
     gathered = (part.chips - 1) * chip.devices  # all that the devices of a chip give passes every other one
