@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import test_parallel
 
 from fcn_jax import hosts, parallel
 from fcn_jax.checkpoints import Checkpoints
@@ -66,6 +67,23 @@ def get_config(mode):
         "parallel.mode": "mesh" if mode == "shards" else mode, "parallel.shard_state": mode == "shards",
         "train.log_every": 1, "train.eval_every": 12, "train.checkpoint_every": 3,
     }})
+"""
+
+
+FIFTY_STEPS = """
+import sys
+import jax
+import numpy as np
+import test_parallel
+from fcn_jax import hosts, parallel
+
+address, host, name, mode, path = sys.argv[1:]
+hosts.join(address, 2, int(host), start_seconds=60, heartbeat_seconds=60)
+assert jax.device_count() == 8
+parallel._WORTH_SHARDING = 1
+_, end = test_parallel.TestEveryFamily.run(name, (8, mode, 1))
+if hosts.is_first():
+    np.savez(path, *jax.tree.leaves(end))
 """
 
 
@@ -130,7 +148,7 @@ def printed(workdir, host) -> str:
 
 def until_step(workdir, step) -> None:
     last = time.monotonic() + 200
-    while f"step {step:>2}/" not in (workdir.parent / f"{workdir.name}-0.log").read_text():
+    while not re.search(rf"^step +{step}/", (workdir.parent / f"{workdir.name}-0.log").read_text(), re.MULTILINE):
         assert time.monotonic() < last
         time.sleep(0.05)
 
@@ -302,6 +320,29 @@ class TestRuns:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), [("fcn8s", "pmap"), ("segnet_basic", "shards")])
+def test_fifty_steps_in_float64_are_those_of_one_device(tmp_path, fast_compilation, name, mode):
+    """Of a net without batch norm and of one with it, over two processes of four devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIFTY_STEPS, f"127.0.0.1:{port}", str(host), name, mode, str(tmp_path / "end.npz")],
+            cwd=ROOT / "tests", env=environment | {"PYTHONPATH": str(ROOT)},
+        )
+        for host in range(2)
+    ]  # fmt: skip
+    assert codes(processes) == [0, 0]
+    _, wanted = test_parallel.TestEveryFamily.run(name, (1, "mesh", 1))
+    with np.load(tmp_path / "end.npz") as file:
+        found = [file[f"arr_{place}"] for place in range(len(jax.tree.leaves(wanted)))]
+    test_parallel.assert_close(jax.tree.unflatten(jax.tree.structure(wanted), found), wanted, 1e-10, least=1e-3)
+
+
+@pytest.mark.slow
 def test_a_host_that_fails_alone_ends_the_others(start, tmp_path):
     """It says why; the others notice within the heartbeat."""
     workdir = tmp_path / "run"
@@ -315,16 +356,23 @@ def test_a_host_that_fails_alone_ends_the_others(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pmap", "shards"])
 def test_a_supervised_run_survives_its_kills(start, tmp_path, mode):
-    """Kills of either host at random moments, one after another; the end is an undisturbed run's, bit for bit."""
-    calm, workdir, steps = tmp_path / "calm", tmp_path / "killed", 4 * KILLS
+    """Kills of either host, one after another; the end is an undisturbed run's, bit for bit.
+
+    Every other one comes behind a step, and the rest at any moment of a start: while hosts join, restore and compile.
+    """
+    calm, workdir, steps = tmp_path / "calm", tmp_path / "killed", 20 * KILLS
     process = start(calm, mode=mode, supervised=True, steps=steps)[0]
     assert process.wait(timeout=200) == 0, printed(calm, 0)
     (process,) = start(workdir, mode=mode, supervised=True, steps=steps)
     chance = random.Random(0)
     for kill in range(KILLS):
-        until_step(workdir, 4 * kill + chance.randint(1, 3))
-        time.sleep(chance.uniform(0, 0.1))
-        os.kill(chance.choice(children(process, 2)), signal.SIGKILL)
+        victim = chance.choice(children(process, 2))
+        if kill % 2:
+            time.sleep(chance.uniform(0, 4))
+        else:
+            until_step(workdir, 20 * kill + chance.randint(1, 3))
+            time.sleep(chance.uniform(0, 0.1))
+        os.kill(victim, signal.SIGKILL)
         attempts = time.monotonic() + 100
         while f"attempt {kill + 1}: exit codes" not in printed(workdir, 0):
             assert time.monotonic() < attempts

@@ -59,17 +59,22 @@ def make_net(name="fcn8s", dtype: type = np.float32):
     return model, params
 
 
+def this_hosts(rows: np.ndarray) -> np.ndarray:
+    return np.split(rows, jax.process_count())[jax.process_index()]
+
+
 def run(train_step, begun, layout, num_steps, dtype: type = np.float32):
-    """The state after some steps, on the layout's devices."""
+    """The state after some steps, whole on each of the layout's devices; `test_hosts.py` runs it in two processes."""
     devices, mode, _ = layout
     shard_state = mode == "shards"
     mode = "mesh" if shard_state else mode
-    mesh = parallel.make_mesh(jax.local_devices()[:devices])
+    mesh = parallel.make_mesh(jax.devices()[:devices])
     compiled = parallel.wrap_train_step(train_step, mesh, mode, shard_state=shard_state)
     current, report = parallel.put_state(jax.tree.map(jnp.array, begun), mesh, shard_state), None
     for step in range(num_steps):
-        current, report = compiled(current, parallel.put_batch(make_batch(step, dtype), mesh, mode))
-    return current, report
+        batch = jax.tree.map(this_hosts, make_batch(step, dtype))
+        current, report = compiled(current, parallel.put_batch(batch, mesh, mode))
+    return parallel.whole(current, mesh), report
 
 
 def assert_close(found, wanted, tolerance, least=0.0):
