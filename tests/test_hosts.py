@@ -113,7 +113,8 @@ def start(tmp_path_factory):
             command = [sys.executable, "train.py", "--config", f"{folder / 'hosts.py'}:{mode}"]
             command += ["--workdir", str(workdir), f"--config.train.steps={steps}"]
             if supervised is True:
-                command = [sys.executable, "tools/supervise.py", f"--hosts={count}", "--", *command, "--heartbeat=10"]
+                command = [sys.executable, "tools/supervise.py", f"--hosts={count}", "--", *command]
+                command += ["--start_timeout=30", "--heartbeat=10"]
             elif count > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--hosts={count}", f"--host={host}", *own[host]]
                 command += ["--start_timeout=60", "--heartbeat=10"]
