@@ -21,7 +21,7 @@ from fcn_jax import compilations, hosts, metrics, parallel, report, steps, uncer
 from fcn_jax.data import images, loader
 from fcn_jax.errors import DataError
 from fcn_jax.inputs import InputSpec
-from fcn_jax.labels import DatasetInfo, by_head, is_class, label_dtype, only_head
+from fcn_jax.labels import DatasetInfo, best_labels, by_head, is_class, only_head
 from fcn_jax.ops.resampling import map_rows
 
 
@@ -133,15 +133,12 @@ def prediction_folder(folder: Path, split: str) -> Path:
 def predicted_labels(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
     """Gives the jitted `predict(variables, image f32 [b h w c]) -> label [b h w]`, by head if there are several.
 
-    Labels are of `labels.label_dtype`.
+    Labels are those of `labels.best_labels`.
     """
-
-    def label(logits: jax.Array) -> jax.Array:
-        return jnp.argmax(logits, axis=-1).astype(label_dtype(logits.shape[-1]))
 
     def predict(variables: Any, image: jax.Array) -> Any:
         scores, resampling = steps.scores_by_head(model, variables, image)
-        labelled = label if resampling is None else partial(map_rows, label, resampling=resampling)
+        labelled = best_labels if resampling is None else partial(map_rows, best_labels, resampling=resampling)
         return only_head({head: labelled(each) for head, each in scores.items()})
 
     return jax.jit(predict)
@@ -224,9 +221,7 @@ def evaluate_predictor(
             predictions = by_head(predict(example["image"]))
         else:
             shares = by_head(probabilities(example["image"]))
-            predictions = {
-                head: each.argmax(axis=-1).astype(label_dtype(each.shape[-1])) for head, each in shares.items()
-            }
+            predictions = {head: best_labels(each) for head, each in shares.items()}
             for head, each in shares.items():
                 table = uncertainty.reliability(each, labels[head])
                 before = results[head].reliability

@@ -14,9 +14,12 @@ import numpy as np
 IGNORE = 255
 
 
-def label_dtype(num_classes: int) -> type[np.unsignedinteger]:
-    """What holds the labels of so many classes beside IGNORE: uint8, and uint16 from 256 classes on."""
-    return np.uint8 if num_classes <= IGNORE else np.uint16
+def best_labels(scores: Any) -> Any:
+    """The labels `[…]` of the largest scores or probabilities, an array `[… classes]` of NumPy or JAX.
+
+    They are uint8, and uint16 where there are more classes than IGNORE leaves room for, from 256 on.
+    """
+    return scores.argmax(axis=-1).astype(np.uint8 if scores.shape[-1] <= IGNORE else np.uint16)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ from fcn_jax.checkpoints import Checkpoints
 from fcn_jax.data.boxes import read_boxes
 from fcn_jax.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from fcn_jax.inputs import InputSpec
-from fcn_jax.labels import Info, by_head, class_counts, label_dtype
+from fcn_jax.labels import Info, best_labels, by_head, class_counts
 from fcn_jax.ops.grid import spread
 
 MOST_PROBABLE = 5
@@ -101,8 +101,7 @@ class Predictor:
         They are uint8, and uint16 where there are more than 255 classes.
         """
         if self._sample is not None:
-            shares = self.probabilities(image)
-            return shares.argmax(axis=-1).astype(label_dtype(shares.shape[-1]))
+            return best_labels(self.probabilities(image))
         labels = jax.tree.map(lambda x: np.asarray(x[0]), self._run(self._predict, image))
         return labels
 
@@ -119,7 +118,7 @@ class Predictor:
         samples = self._run(self._sample, image)[:, 0]
         mean = jnp.mean(samples, axis=0)
         return {
-            "label": np.asarray(jnp.argmax(mean, axis=-1).astype(label_dtype(mean.shape[-1]))),
+            "label": np.asarray(best_labels(mean)),
             "entropy": np.asarray(uncertainty.entropy(mean)),
             "mutual_information": np.asarray(uncertainty.mutual_information(samples)),
         }
