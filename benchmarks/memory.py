@@ -6,8 +6,7 @@
 
 Steps: each runs in processes of its own, three one after another, and what is told is the peak of the resident memory,
 the median of them: over all of its life, imports and compilation and the drawing of weights among it, and over its
-later steps alone. `ratio` is ours over
-the peer's: below one we take less.
+later steps alone. `ratio` is ours over the peer's: below one we take less.
 
 Head: the temporaries, by the compiler, of loss and gradient from FCN-8s' coarse scores, with full-size logits (plain)
 and row block by row block (fused); `ratio` is fused over plain.
