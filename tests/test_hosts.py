@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import test_parallel
 
 from fcn_jax import hosts, parallel
 from fcn_jax.checkpoints import Checkpoints
@@ -66,6 +67,21 @@ def get_config(mode):
         "parallel.mode": "mesh" if mode == "shards" else mode, "parallel.shard_state": mode == "shards",
         "train.log_every": 1, "train.eval_every": 12, "train.checkpoint_every": 3,
     }})
+"""
+FIFTY_STEPS = """
+import sys
+import jax
+import numpy as np
+import test_parallel
+from fcn_jax import hosts, parallel
+
+address, host, name, mode, path = sys.argv[1:]
+hosts.join(address, 2, int(host), start_seconds=60, heartbeat_seconds=60)
+assert jax.device_count() == 8
+parallel._WORTH_SHARDING = 1
+_, end = test_parallel.TestEveryFamily.run(name, (8, mode, 1))
+if hosts.is_first():
+    np.savez(path, *jax.tree.leaves(end))
 """
 
 
@@ -300,6 +316,33 @@ class TestRuns:
         assert "attempt 1: exit codes -9" in printed(workdir, 1)
         assert_same(params(workdir), params(two), 0)
         reported(workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mode"), [("fcn8s", "pmap"), ("segnet_basic", "shards")])
+def test_fifty_steps_in_float64_are_those_of_one_device(tmp_path, fast_compilation, name, mode):
+    """Of a net without batch norm and of one with it, over two processes of four devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIFTY_STEPS, f"127.0.0.1:{port}", str(host), name, mode, str(tmp_path / "end.npz")],
+            cwd=ROOT / "tests", env=environment | {"PYTHONPATH": str(ROOT)},
+        )
+        for host in range(2)
+    ]  # fmt: skip
+    try:
+        assert codes(processes) == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    _, wanted = test_parallel.TestEveryFamily.run(name, (1, "mesh", 1))
+    with np.load(tmp_path / "end.npz") as file:
+        found = [file[f"arr_{place}"] for place in range(len(jax.tree.leaves(wanted)))]
+    test_parallel.assert_close(jax.tree.unflatten(jax.tree.structure(wanted), found), wanted, 1e-10, least=1e-3)
 
 
 @pytest.mark.slow

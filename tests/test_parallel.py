@@ -59,16 +59,24 @@ def make_net(name="fcn8s", dtype: type = np.float32):
     return model, params
 
 
+def this_hosts(rows: np.ndarray) -> np.ndarray:
+    return np.split(rows, jax.process_count())[jax.process_index()]
+
+
 def run(train_step, begun, layout, num_steps, dtype: type = np.float32):
-    """The state after some steps, on the layout's devices."""
+    """The state after some steps, on the layout's devices; `test_hosts.py` runs it in two processes."""
     devices, mode, _ = layout
     shard_state = mode == "shards"
     mode = "mesh" if shard_state else mode
-    mesh = parallel.make_mesh(jax.local_devices()[:devices])
+    mesh = parallel.make_mesh(jax.devices()[:devices])
     compiled = parallel.wrap_train_step(train_step, mesh, mode, shard_state=shard_state)
     current, report = parallel.put_state(jax.tree.map(jnp.array, begun), mesh, shard_state), None
     for step in range(num_steps):
-        current, report = compiled(current, parallel.put_batch(make_batch(step, dtype), mesh, mode))
+        batch = jax.tree.map(this_hosts, make_batch(step, dtype))
+        current, report = compiled(current, parallel.put_batch(batch, mesh, mode))
+        # As in a training loop, which reads the reports: CPUs of several processes wait for each other for ever where
+        # one of their devices has its full number of programs, 32, still to run.
+        jax.block_until_ready(report)
     return current, report
 
 
@@ -196,6 +204,7 @@ class TestEveryFamily:
             train_step = steps.make_train_step(model, optimizer, normalization="valid_mean", seed=3)
             begun = state.create(variables["params"], optimizer, variables.get("batch_stats"))
             current, _ = run(train_step, begun, layout, 50, np.float64)
+            current = parallel.whole(current, parallel.make_mesh(jax.devices()[: layout[0]]))
             return variables, jax.device_get({"params": current.params, "batch_stats": current.batch_stats})
 
     @pytest.mark.parametrize(
