@@ -41,19 +41,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             return EXIT_CODE
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) or _by_lost_host(error) else 1)
+            return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) else _code_of_fault(error) or 1)
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 # A folder that cannot be written, a full disk.
                 print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
                 return hosts.end_alone(1)
-            if "RESOURCE_EXHAUSTED" in _of_runtime(error):
-                traceback.print_exc()
-                return hosts.end_alone(1)
-            if not _by_lost_host(error):
+            code = _code_of_fault(error)
+            if code is None:
                 raise
             traceback.print_exc()
-            return hosts.end_alone(EXIT_CODE)
+            return hosts.end_alone(code)
 
     # JAX tells at this level which accelerators it did not find.
     logging.set_verbosity(logging.WARNING)
@@ -68,11 +66,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             sys.exit(hosts.end_alone(CRASHED))
 
 
-def _by_lost_host(error: BaseException) -> bool:
-    """Whether it seems to be for another host that is gone, by which collectives fail: to be started again with it."""
+def _code_of_fault(error: BaseException) -> int | None:
+    """The exit code for what JAX's runtime met, or None where it is neither of two.
+
+    1, too little memory; 75, collectives that failed, as it seems since another host is gone: to be started again with it.
+    """
     fault = _of_runtime(error)
-    of_ours = fault.startswith(_OF_PROGRAMS) or "RESOURCE_EXHAUSTED" in fault
-    return bool(fault) and not of_ours and jax.process_count() > 1
+    if "RESOURCE_EXHAUSTED" in fault:
+        return 1
+    lost = bool(fault) and not fault.startswith(_OF_PROGRAMS) and jax.process_count() > 1
+    return EXIT_CODE if lost else None
 
 
 def _of_runtime(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from fcn_jax.preemption import EXIT_CODE
 from tools import supervise
 
 ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("FCN_JAX_KILLS", "3"))  # of a supervised run
+KILLS = int(os.environ.get("FCN_JAX_KILLS", "2"))  # of a supervised run
 PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
