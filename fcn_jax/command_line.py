@@ -69,7 +69,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 def _code_of_fault(error: BaseException) -> int | None:
     """The exit code for what JAX's runtime met, or None where it is neither of two.
 
-    1, too little memory; 75, collectives that failed, as it seems since another host is gone: to be started again with it.
+    1, too little memory; 75, collectives that failed, as it seems for a host that is gone: to be started again with it.
     """
     fault = _of_runtime(error)
     if "RESOURCE_EXHAUSTED" in fault:
