@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -103,9 +102,7 @@ def start(tmp_path_factory):
     def start(
         workdir, count=2, mode="pmap", own=((), ()), supervised=False, steps=12, devices=None
     ) -> list[subprocess.Popen]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = supervise.free_port()
         processes = []
         for host in range(1 if supervised is True else count):
             command = [sys.executable, "train.py", "--config", f"{folder / 'hosts.py'}:{mode}"]
@@ -323,9 +320,7 @@ class TestRuns:
 @pytest.mark.parametrize(("name", "mode"), [("fcn8s", "pmap"), ("segnet_basic", "shards")])
 def test_fifty_steps_in_float64_are_those_of_one_device(tmp_path, fast_compilation, name, mode):
     """Of a net without batch norm and of one with it, over two processes of four devices."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = supervise.free_port()
     flags = "--xla_force_host_platform_device_count=4"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     processes = [
@@ -556,9 +551,7 @@ def test_hosts_of_unequal_numbers_of_devices_are_refused(start, tmp_path):
 @pytest.mark.parametrize("host", [0, 1])
 def test_a_host_that_never_comes(start, tmp_path, host):
     command = [sys.executable, "train.py", "--config", "configs/fcn8s.py", "--workdir", str(tmp_path)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = supervise.free_port()
     command += [f"--coordinator=127.0.0.1:{port}", "--hosts=2", f"--host={host}", "--start_timeout=3"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == EXIT_CODE

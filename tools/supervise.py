@@ -155,13 +155,18 @@ class Progress:
             print(f"the supervisors of other hosts are not told: {error}", file=sys.stderr)
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start(command: list[str], hosts: int) -> list[subprocess.Popen]:
     """The processes of one attempt, which find each other at a port that is free now."""
     if hosts == 1:
         return [subprocess.Popen(command)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", f"--hosts={hosts}"]
     return [subprocess.Popen([*command, *flags, f"--host={host}"]) for host in range(hosts)]
 
