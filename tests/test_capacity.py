@@ -50,11 +50,29 @@ def test_a_check_that_leaves_much_is_followed_by_another():
         total = {1: 217, 4: 790}.get(images, 769 + 80 * (images - 8))
         return types.SimpleNamespace(
             per_device=images,
-            memory=types.SimpleNamespace(total=total, temporaries=180 * images, batch=0),
+            memory=types.SimpleNamespace(total=total, temporaries=total - 36, batch=0),
             seconds=0.0,
         )
 
     assert largest_batch(compiler, compiler(1), 1575).largest.per_device == 18
+
+
+@pytest.mark.parametrize("start", [1, 4, 17, 26, 30, 50])
+def test_shares_that_are_laid_out_alike_promise_no_more_than_images_take(start):
+    """As DeepLab-LargeFOV on a v5e: thirty images are laid out like thirty-one."""
+    asked = []
+
+    def compiler(images) -> Any:
+        asked.append(images)
+        temporaries = 270 * -(-images // 8) * 8
+        if temporaries > 15_510:
+            raise TooLarge
+        memory = types.SimpleNamespace(total=240 + temporaries, temporaries=temporaries, batch=0)
+        return types.SimpleNamespace(per_device=images, memory=memory, seconds=0.0)
+
+    first = compiler(start)
+    assert 50 < largest_batch(compiler, first, 15_750).largest.per_device <= 56
+    assert max(asked) < 70 and len(asked) <= 8
 
 
 def test_a_prediction_that_does_not_fit_is_lowered():

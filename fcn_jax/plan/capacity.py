@@ -1,7 +1,8 @@
 """How many images fit a device: memory grows evenly with them, so that two compilations tell, and a third checks.
 
 As a rule: TPUs lay some batches out with less padding than others (SegNet of 360×480: 7.9 GiB for four images, 7.7 for
-eight), and where the check then promises more, it is asked again.
+eight; DeepLab-LargeFOV of 321×321: 8.9 for thirty and for thirty-one), so that the two lie well apart, and where the
+check then promises more, it is asked again.
 """
 
 import dataclasses
@@ -13,6 +14,8 @@ from fcn_jax.plan.program import Program, TooLarge
 SECONDS = 300.0  # by default: what a plan may take
 _NEARLY = 0.9  # FCN-8s compiles for one image in 154 s, for eight in 129
 _FURTHER = 1.05  # times what is known to fit has to be promised for another compilation
+_APART = 1.5  # times the first share is far enough from it for a line
+_LEAST = 0.5  # of what images seem to take: what they take at the least, or the two do not lie on a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +56,11 @@ def largest_batch(
 ) -> Capacity:
     """The largest share of a batch on a device, in multiples of `multiple`, that fits into `available` bytes.
 
-    From `first` and a share of half of what then seems to fit a line is laid, and the share where it meets the
-    available memory is compiled; where it does not fit, smaller ones are, and where much is left, larger ones. No
-    compilation is begun that would not end in `seconds` if it took nearly as long as the longest before. With `search`
-    there is no such limit, and the bounds are narrowed until no share lies between them.
+    From `first` and a share of half of what then seems to fit (or all, where that is not far from the first) a line is
+    laid, and the share where it meets the available memory is compiled; where it does not fit, smaller ones are, and
+    where much is left, larger ones. No compilation is begun that would not end in `seconds` if it took nearly as long
+    as the longest before. With `search` there is no such limit, and the bounds are narrowed until no share lies between
+    them.
     """
     start, longest = time.monotonic(), first.seconds
     known, refused, hurried = [first], None, False
@@ -82,8 +86,10 @@ def largest_batch(
 
     # Half of what seems to fit: small batches are laid out otherwise than large ones.
     fixed, each = _line(known)
-    for part in (2, 4):
-        if tried(max(_rounded((available - fixed) / each / part, multiple), first.per_device + multiple)):
+    seems = (available - fixed) / each
+    far = seems / 2 >= _APART * first.per_device
+    for share in (seems / 2, seems / 4) if far else (seems, (first.per_device + seems) / 2):
+        if tried(max(_rounded(share, multiple), first.per_device + multiple)):
             break
     while True:
         fixed, each = _line(known)
@@ -93,8 +99,8 @@ def largest_batch(
             break
         # What is promised, or less of it where that does not fit.
         promised = predicted if refused is None else min(predicted, refused - multiple)
-        shares = [_rounded(promised * part, multiple) for part in (1.0, 0.95, 0.9)]
-        if not any(tried(share) for share in shares if share > largest):
+        shares = (promised, 0.95 * promised, 0.9 * promised, (largest + promised) / 2)
+        if not any(tried(share) for share in (_rounded(share, multiple) for share in shares) if share > largest):
             break
     while search and refused != known[-1].per_device + multiple:
         low = known[-1].per_device
@@ -104,14 +110,18 @@ def largest_batch(
 
 
 def _line(known: list[Program]) -> tuple[float, float]:
-    """Bytes without images and bytes an image, by the first and the last of these; of one, all that may be images'."""
+    """Bytes without images and bytes an image, by the first and the last of these.
+
+    Of one, and of two that no line goes through, all that may be images'.
+    """
     first, last = known[0], known[-1]
-    if last.per_device == first.per_device:
-        each = (first.memory.temporaries + first.memory.batch) / first.per_device
-    else:
-        each = (last.memory.total - first.memory.total) / (last.per_device - first.per_device)
+    at_most = (last.memory.temporaries + last.memory.batch) / last.per_device
+    each = at_most
+    if last.per_device > first.per_device:
+        between = (last.memory.total - first.memory.total) / (last.per_device - first.per_device)
+        each = between if between >= _LEAST * at_most else at_most
     each = max(each, 1.0)
-    return first.memory.total - each * first.per_device, each
+    return last.memory.total - each * last.per_device, each
 
 
 def _rounded(share: float, multiple: int) -> int:
