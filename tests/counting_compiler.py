@@ -3,7 +3,7 @@
 import jax
 
 from fcn_jax.plan import operations, planning, published, slices
-from fcn_jax.plan.program import Memory, Program, TooLarge
+from fcn_jax.plan.program import Memory, NotRemembered, Program, TooLarge
 
 # One all-reduce of 1,000 values; a step moves nothing else that matters here.
 ONE_SUM = """HloModule step
@@ -36,9 +36,11 @@ class CountingCompiler:
         monkeypatch.setattr(planning, "compile_step", self.compile_step)
         monkeypatch.setattr(operations, "count", self.count)
         monkeypatch.setattr(published, "forward", lambda model, size, train=False: 1e9)
-        monkeypatch.setattr(slices, "devices", lambda part: jax.devices()[: part.device_count])
+        monkeypatch.setattr(slices, "devices", lambda part: jax.devices()[: part.chips])
 
-    def compile_step(self, assembly, mesh, size, per_device, class_weights=None, remember=None):
+    def compile_step(self, assembly, mesh, size, per_device, class_weights=None, remember=None, at_once=False):
+        if at_once:
+            raise NotRemembered
         net = assembly.config.model.name
         self.asked.append((net, size, per_device))
         memory = Memory(2**28, 0, 2**28, per_device, 2**29 + per_device, per_device * 2**29, 0, 2**29)

@@ -4,9 +4,11 @@ import types
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fcn_jax.plan.capacity import largest_batch
-from fcn_jax.plan.program import TooLarge
+from fcn_jax.plan.program import NotRemembered, TooLarge
 
 
 class Compiler:
@@ -15,8 +17,11 @@ class Compiler:
     def __init__(self, fixed: int, each: int, limit: int, bend: int = 0):
         self.fixed, self.each, self.limit, self.bend = fixed, each, limit, bend
         self.asked: list[int] = []
+        self.remembered: tuple[int, ...] = ()
 
-    def __call__(self, images: int):
+    def __call__(self, images: int, at_once: bool = False):
+        if at_once and images not in self.remembered:
+            raise NotRemembered
         self.asked.append(images)
         total = self.fixed + self.each * images + self.bend * images**2
         if total > self.limit:
@@ -46,8 +51,8 @@ def test_shares_are_made_of_whole_parts():
 def test_a_check_that_leaves_much_is_followed_by_another():
     """As SegNet on a v5e: four images are laid out like eight."""
 
-    def compiler(images) -> Any:
-        total = {1: 217, 4: 790}.get(images, 769 + 80 * (images - 8))
+    def compiler(images, at_once=False) -> Any:
+        total: Any = {1: 217, 4: 790}.get(images, 769 + 80 * (images - 8))
         return types.SimpleNamespace(
             per_device=images,
             memory=types.SimpleNamespace(total=total, temporaries=total - 36, batch=0),
@@ -62,7 +67,7 @@ def test_shares_that_are_laid_out_alike_promise_no_more_than_images_take(start):
     """As DeepLab-LargeFOV on a v5e: thirty images are laid out like thirty-one."""
     asked = []
 
-    def compiler(images) -> Any:
+    def compiler(images, at_once=False) -> Any:
         asked.append(images)
         temporaries = 270 * -(-images // 8) * 8
         if temporaries > 15_510:
@@ -102,6 +107,35 @@ def test_no_time_no_check():
     capacity = found(compiler, seconds=-1)
     assert compiler.asked == [] and capacity.largest.per_device == 1
     assert capacity.promised == capacity.predicted > 1
+
+
+def test_what_is_remembered_needs_no_time():
+    compiler = Compiler(fixed=100, each=10, limit=1005)
+    compiler.remembered = 45, 90
+    capacity = found(compiler, seconds=-1)
+    assert compiler.asked == [45, 90] and capacity.largest.per_device == 90 and capacity.promised is None
+
+
+@given(st.lists(st.integers(0, 300), min_size=40, max_size=40), st.integers(1, 30), st.integers(1, 4), st.booleans())
+def test_whatever_layouts_take_the_search_ends_and_says_what_it_tried(takes, start, multiple, search):
+    """Memory that goes up and down from one share to the next, each asked for once."""
+    asked = {}
+
+    def compiler(images, at_once=False) -> Any:
+        assert images not in asked and images % multiple == 0
+        total = 50 + takes[images % 40] + images
+        asked[images] = total <= 500
+        if not asked[images]:
+            raise TooLarge
+        memory = types.SimpleNamespace(total=total, temporaries=total - 50, batch=0)
+        return types.SimpleNamespace(per_device=images, memory=memory, seconds=0.0)
+
+    capacity = largest_batch(compiler, compiler(start * multiple), 500, multiple=multiple, search=search)
+    largest = capacity.largest.per_device
+    assert asked[largest] and capacity.predicted >= largest
+    refused = [share for share, fits in asked.items() if not fits]
+    assert capacity.refused == min(refused, default=None) and all(share > largest for share in refused)
+    assert capacity.exact or not search
 
 
 def test_what_is_hardly_more_is_not_promised():

@@ -124,10 +124,42 @@ def test_options_are_compared_in_all_combinations(config, compiler):
             list(planning.compare(config, slices.parse("v5e:2x4"), [wrong], "64x64", None))
 
 
+def test_a_combination_that_cannot_be_does_not_end_a_comparison(config, compiler):
+    options = ["parallel.mode=pmap,mesh", "parallel.shard_state=false,true"]
+    found = dict(planning.compare(config, slices.parse("v5e:2x4"), options, "64x64", None))
+    assert ["fault" in step for step in found.values()] == [False, True, False, False]
+    lines = list(tables.comparison_lines(list(found.values()), list(found)))
+    assert "parallel.shard_state" in lines[2] and "GiB" in lines[3]
+    with pytest.raises(ConfigError, match="fcn9s"):
+        next(planning.compare(config, slices.parse("v5e:2x4"), ["model.name=fcn9s"], "64x64", None))
+
+
+def test_an_error_of_the_compiler_in_the_search_leaves_the_plan(config, compiler, monkeypatch):
+    def compile_step(assembly, mesh, size, per_device, *rest):
+        if per_device > 2:
+            raise jax.errors.JaxRuntimeError("INTERNAL: of\nthe moment")
+        return compiler.compile_step(assembly, mesh, size, per_device)
+
+    monkeypatch.setattr(planning, "compile_step", compile_step)
+    plan = planning.answer(planning.ask(config, slices.parse("v5e:2x4"), size="64x64"))
+    assert plan["notes"][-1].endswith("ended in an error of the compiler: INTERNAL: of the moment")
+    assert "largest" not in plan and plan["notes"][-1] in list(tables.plan_lines(plan))
+
+
+def test_layouts_are_listed_on_request(config, compiler):
+    compiler.text = ONE_SUM.replace("all-reduce(%x), to_apply=%add", "copy(%x)")
+    plan = planning.answer(planning.ask(config, slices.parse("v5e:2x4"), size="64x64"), largest=False)
+    assert plan["step"]["layout"]["copied"] == 2 * 1024 * 4  # 1,000 values, read and written, padded
+    lines = list(tables.plan_lines(plan, layout=True))
+    assert "layout copies: 1 a step, 8.0 KiB; the largest" in lines
+    assert any("96 B of 4.0 KiB  f32[1000]" in line for line in lines)
+    assert not any("layout copies:" in line for line in tables.plan_lines(plan))
+
+
 def test_a_sweep_doubles_until_it_does_not_fit(config, compiler):
     steps = list(planning.sweep(planning.ask(config, slices.parse("v5e:2x4"), size="64x64")))
     assert [step["images_a_device"] for step in steps] == [1, 2, 4, 8, 16, 32]
-    assert "memory" in steps[-2] and "do not fit" in steps[-1]["too_large"]
+    assert "memory" in steps[-2] and "do not fit" in steps[-1]["fault"]
     with pytest.raises(ConfigError, match="--sweep: the devices of local do not tell what memory they have"):
         next(planning.sweep(planning.ask(config, slices.parse("local"), size="64x64")))
 
@@ -189,7 +221,7 @@ def test_one_image_in_use_needs_no_optimizer(config):
 def test_an_image_that_does_not_fit_is_one_line(config, compiler, monkeypatch, passed):
     """Refused by the compiler, or let pass."""
 
-    def compile_prediction(assembly, mesh, size):
+    def compile_prediction(assembly, mesh, size, remember):
         if not passed:
             raise TooLarge("17.0 GiB needed")
         return program.Program(1, program.Memory(0, 0, 0, 0, 0, 17 * 2**30, 0, 0), ONE_SUM, 0.0)

@@ -36,6 +36,8 @@ def test_sizes_are_asked_cropped_drawn_or_assumed():
     assert presumptions.image_size(voc, "321x400") == ((321, 400), "--size")
     size, origin = presumptions.image_size(voc)
     assert size == (500, 500) and origin.startswith("assumed")
+    voc.voc.crops = "objects"
+    assert presumptions.image_size(voc) == ((250, 250), "data.voc.crops")
     voc.augment.crop = (320, 240)
     assert presumptions.image_size(voc) == ((320, 240), "data.augment.crop")
     assert presumptions.image_size(fields("shapes"))[0] == (96, 96)

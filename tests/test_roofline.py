@@ -25,10 +25,6 @@ def test_collectives_behind_other_work_are_waited_for_where_they_take_longer(tra
     assert line.step == pytest.approx(expected) and line.collectives == pytest.approx(0.16) and line.bound == bound
 
 
-def test_each_of_two_cores_has_half_of_the_chip():
-    assert roofline(parse("v4:2x2x1"), passes=137.5e12, traffic=600e9, given=[]).step == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize(
     ("topology", "links"),
     [

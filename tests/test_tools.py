@@ -2,7 +2,6 @@
 
 import json
 import sys
-from types import SimpleNamespace
 
 import pytest
 from counting_compiler import CountingCompiler
@@ -35,7 +34,6 @@ def printed(monkeypatch, capsys):
 def source(tmp_path, monkeypatch):
     """The only source file that a pod check knows of, in a folder of its own."""
     monkeypatch.setattr(pod_check, "ROOT", tmp_path)
-    monkeypatch.setattr(pod_check, "metadata", SimpleNamespace(version=lambda package: "0.1"))
     path = tmp_path / "fcn_jax" / "steps.py"
     path.parent.mkdir()
     path.write_text("a = 1\n")
@@ -111,3 +109,21 @@ def test_what_is_no_plan_for_a_slice_is_one_line(plan, monkeypatch, capsys, tmp_
     assert plans_table.main() == 1
     line = capsys.readouterr().err
     assert line.startswith(f"error: {path} is no plan of a step on a slice") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "derive", "words"),
+    [
+        (None, "", "plan.json: [Errno 2] No such file"),
+        ('{"step": ', "", "plan.json: Expecting value"),
+        ('{"step": {"roofline": {}}, "slices": [], "topology": "v5e:4x4"}', "v5e:9x9", "--derive=v5e:9x9: nothing"),
+    ],
+)
+def test_what_cannot_be_read_or_derived_is_one_line(text, derive, words, monkeypatch, capsys, tmp_path):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["plans_table.py", str(path), f"--derive={derive}"])
+    assert plans_table.main() == 1
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and words in line and line.count("\n") == 1

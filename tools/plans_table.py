@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fcn_jax.errors import UserError
+
 HEAD = (
     "| experiment | slice | images a chip | memory, GiB | temporaries, GiB | TFLOP | moved, GiB | least time | bound "
     "by | images/s at most | largest batch a chip | |"
@@ -25,21 +29,32 @@ def main() -> int:
     print(HEAD)
     print("|---" * (HEAD.count("|") - 1) + "|")
     derive = [name for name in options.derive.split(",") if name]
-    for path in options.plans:
-        plan = json.loads(path.read_text())
-        if not isinstance(plan, dict) or "roofline" not in plan.get("step", {}) or "slices" not in plan:
-            print(
-                f"error: {path} is no plan of a step on a slice, as --topology=local, --latency, --compare and --sweep "
-                "are none",
-                file=sys.stderr,
-            )
-            return 1
-        print("\n".join(rows(plan, derive)))
+    try:
+        for path in options.plans:
+            print("\n".join(rows(read(path), derive)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A plan. Raises UserError for what is none."""
+    try:
+        plan = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(plan, dict) or "roofline" not in plan.get("step", {}) or "slices" not in plan:
+        raise UserError(
+            f"{path} is no plan of a step on a slice, as --topology=local, --latency, --compare and --sweep are none"
+        )
+    return plan
+
+
 def rows(plan: dict[str, Any], derive: list[str]) -> Iterator[str]:
-    """The lines of one plan."""
+    """The lines of one plan. Raises UserError for slices that do not follow from it."""
+    if unknown := set(derive) - {each["topology"] for each in plan["slices"]}:
+        raise UserError(f"--derive={','.join(sorted(unknown))}: nothing is known from a plan of {plan['topology']}")
     name = f"{plan['name']}, {plan['dtype']}, {'×'.join(map(str, plan['size']))}"
     largest = plan.get("largest")
     if not largest:

@@ -12,7 +12,6 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fcn_jax import models
 from fcn_jax.errors import UserError
 from fcn_jax.plan import planning, slices
-from fcn_jax.plan.program import REMEMBERED
+from fcn_jax.plan.program import REMEMBERED, compiler
 from fcn_jax.plan.tables import comparison_lines
 
 ROOT = Path(__file__).parents[1]
@@ -85,16 +84,16 @@ def check(net: str, part: slices.Slice) -> dict[str, Any]:
     try:
         return planning.answer(planning.ask(config, part, remember=REMEMBERED), largest=False)["step"]
     except UserError as error:
-        return {"too_large": str(error)}
+        return {"fault": str(error)}
     except jax.errors.JaxRuntimeError as error:
-        return {"too_large": f"does not compile: {' '.join(str(error).split())[:300]}", "passing": True}
+        return {"fault": f"does not compile: {' '.join(str(error).split())[:300]}", "passing": True}
 
 
 def version() -> str:
     """What the result depends on: our sources, and the compiler."""
     sources = sorted([*(ROOT / "fcn_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")])
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    return f"{digest} libtpu {metadata.version('libtpu')}"
+    return f"{digest} {compiler()}"
 
 
 def read(results: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -23,10 +23,13 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE.p
 TOPOLOGY = flags.DEFINE_string("topology", slices.LOCAL, "A slice, as v5e:4x4; or local, the devices of this machine.")
 SIZE = flags.DEFINE_string("size", "", "HxW of training images, where neither crops nor the data set say it.")
 CLASSES = flags.DEFINE_integer("classes", None, "How many classes, where the data is not here.", lower_bound=1)
-LARGEST = flags.DEFINE_bool("largest", True, "Look for the largest batch: two or three compilations more.")
+LARGEST = flags.DEFINE_bool(
+    "largest", True, "Look for the largest batch: two compilations more or several, as --seconds allows."
+)
 SEARCH = flags.DEFINE_bool("search", False, "Compile until it is known that not one image more fits.")
 SWEEP = flags.DEFINE_bool("sweep", False, "Compile 1, 2, 4 … images a device, and set them side by side.")
 COMPARE = flags.DEFINE_multi_string("compare", [], "FIELD=VALUE,VALUE…: compile each, and set them side by side.")
+LAYOUT = flags.DEFINE_bool("layout", False, "List the largest layout copies and paddings.")
 LATENCY = flags.DEFINE_bool("latency", False, "Not training: the labels of one image on one device.")
 JSON = flags.DEFINE_string("json", None, "Write the figures into this file, too.")
 SECONDS = flags.DEFINE_float(
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     print(f"compiling for {part} …", file=sys.stderr, flush=True)
     plan = planning.answer(question, largest=LARGEST.value, search=SEARCH.value, seconds=SECONDS.value)
-    print("\n".join(tables.plan_lines(plan)))
+    print("\n".join(tables.plan_lines(plan, layout=LAYOUT.value)))
     _write(plan)
 
 

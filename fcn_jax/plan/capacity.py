@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from fcn_jax.plan.program import Program, TooLarge
+from fcn_jax.plan.program import NotRemembered, Program, TooLarge
 
 SECONDS = 300.0  # by default: what a plan may take
 _NEARLY = 0.9  # FCN-8s compiles for one image in 154 s, for eight in 129
@@ -42,11 +42,12 @@ class Capacity:
 
     @property
     def exact(self) -> bool:
+        """Whether one more, or one more part of it, is known not to fit."""
         return self.refused == self.largest.per_device + self.multiple
 
 
 def largest_batch(
-    compile_for: Callable[[int], Program],
+    compile_for: Callable[[int, bool], Program],
     first: Program,
     available: float,
     *,
@@ -59,22 +60,24 @@ def largest_batch(
     From `first` and a share of half of what then seems to fit (or all, where that is not far from the first) a line is
     laid, and the share where it meets the available memory is compiled; where it does not fit, smaller ones are, and
     where much is left, larger ones. No compilation is begun that would not end in `seconds` if it took nearly as long
-    as the longest before. With `search` there is no such limit, and the bounds are narrowed until no share lies between
-    them.
+    as the longest before: `compile_for(share, at_once)` is then asked for what is remembered alone. With `search` there
+    is no such limit, and the bounds are narrowed until no share lies between them.
     """
     start, longest = time.monotonic(), first.seconds
     known, refused, hurried = [first], None, False
 
     def tried(share: int) -> bool:
-        """Whether a share fits; in doubt, for want of time, not, and then nothing is refused."""
+        """Whether a share is known to fit now, and was not before; for want of time not, and it is not refused."""
         nonlocal refused, longest, hurried
-        if not search and time.monotonic() - start + _NEARLY * longest > seconds:
-            hurried = True
+        if hurried or share <= known[-1].per_device or (refused is not None and share >= refused):
             return False
         begun = time.monotonic()
         try:
-            program = compile_for(share)
+            program = compile_for(share, not search and begun - start + _NEARLY * longest > seconds)
             fits = program.memory.total <= available
+        except NotRemembered:
+            hurried = True
+            return False
         except TooLarge:
             fits = False
         longest = max(longest, time.monotonic() - begun)
@@ -100,12 +103,14 @@ def largest_batch(
         # What is promised, or less of it where that does not fit.
         promised = predicted if refused is None else min(predicted, refused - multiple)
         shares = (promised, 0.95 * promised, 0.9 * promised, (largest + promised) / 2)
-        if not any(tried(share) for share in (_rounded(share, multiple) for share in shares) if share > largest):
+        if not any(tried(_rounded(share, multiple)) for share in shares):
             break
     while search and refused != known[-1].per_device + multiple:
         low = known[-1].per_device
         share = low + max(_rounded(low / 16, multiple), multiple) if refused is None else (low + refused) / 2
         tried(max(_rounded(share, multiple), low + multiple))
+    fixed, each = _line(known)
+    predicted = max(predicted, known[-1].per_device)
     return Capacity(fixed, each, predicted, known[-1], refused, multiple, hurried)
 
 

@@ -49,8 +49,25 @@ def _of_program(program: Program, part: Slice, done: operations.Operations, devi
     }
     if part.chip is not None:
         figures["traffic"] = text.traffic()
+        figures["layout"] = layout(text)
         figures["roofline"] = times(part, figures, program.per_device * devices)
     return figures
+
+
+def layout(text: CompiledText, most: int = 12) -> dict[str, Any]:
+    """What laying arrays out costs a step, in bytes: copies from one layout to another, and padding in memory."""
+    copies = text.copies()
+    return {
+        "copies": len(copies),
+        "copied": sum(size for size, _, _ in copies),
+        "largest_copies": [
+            {"bytes": size, "array": array, "operation": origin} for size, array, origin in copies[:most]
+        ],
+        "largest_padding": [
+            {"bytes": size, "of": array.padded, "array": str(array), "operation": origin}
+            for size, array, origin in text.padding()[:most]
+        ],
+    }
 
 
 def memory(program: Program, part: Slice) -> dict[str, Any]:
@@ -94,10 +111,10 @@ def of_slices(part: Slice, others: Sequence[Slice], figures: dict[str, Any], ima
     several would sum is taken to be one gradient for each parameter.
     """
     assert part.chip is not None
-    given = [Collective("all-reduce", 1, figures["memory"]["parameters"])] if part.device_count == 1 else None
+    given = [Collective("all-reduce", 1, figures["memory"]["parameters"])] if part.chips == 1 else None
     rows = []
     for other in others if part in others else [part, *others]:
-        step_images = figures["images_a_device"] * other.device_count
+        step_images = figures["images_a_device"] * other.chips
         line = times(other, figures, step_images, given)
         hours = images / line["images_per_second"] / 3600
         rows.append(

@@ -51,15 +51,19 @@ class Question:
             return self.part.chip.memory
         return float((self.mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit", 0))
 
-    def compile(self, per_device: int | None = None) -> Program:
-        """The step for that many images on each device, or for those asked. Raises TooLarge."""
+    def compile(self, per_device: int | None = None, at_once: bool = False) -> Program:
+        """The step for that many images on each device, or for those asked. Raises TooLarge.
+
+        With `at_once` only what is remembered; else it raises NotRemembered.
+        """
         share = per_device or self.per_device
-        program = compile_step(self.assembly, self.mesh, self.size, share, self.class_weights, self.remember)
-        return self._fitting(program)
+        return self._fitting(
+            compile_step(self.assembly, self.mesh, self.size, share, self.class_weights, self.remember, at_once)
+        )
 
     def compile_prediction(self) -> Program:
         """The labels of one image on one device. Raises TooLarge."""
-        return self._fitting(compile_prediction(self.assembly, self.mesh, self.size))
+        return self._fitting(compile_prediction(self.assembly, self.mesh, self.size, self.remember))
 
     def _fitting(self, program: Program) -> Program:
         """The program. Raises TooLarge where the compiler lets pass what is larger than a device's memory."""
@@ -133,14 +137,20 @@ def answer(
         others = [] if config.parallel.shard_state else slices.family(part.chip)
         plan["slices"] = figures.of_slices(part, others, plan["step"], images)
     if largest and question.available:
-        found = largest_batch(
-            question.compile,
-            program,
-            question.available,
-            multiple=question.multiple,
-            seconds=seconds - (time.monotonic() - start),
-            search=search,
-        )
+        try:
+            found = largest_batch(
+                question.compile,
+                program,
+                question.available,
+                multiple=question.multiple,
+                seconds=seconds - (time.monotonic() - start),
+                search=search,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            # Of another batch; what is known of this one stands.
+            reason = " ".join(str(error).split())[:200]
+            plan["notes"].append(f"the search for the largest batch ended in an error of the compiler: {reason}")
+            return plan
         plan["largest"] = figures.of_capacity(found)
         if found.largest is not program:
             plan["largest_step"] = _figures(question, found.largest)
@@ -168,7 +178,7 @@ def sweep(question: Question) -> Iterator[dict[str, Any]]:
         try:
             yield _figures(question, question.compile(share))
         except TooLarge as shortage:
-            yield {"images_a_device": share, "too_large": f"{share} images a device do not fit: {shortage}"}
+            yield {"images_a_device": share, "fault": f"{share} images a device do not fit: {shortage}"}
             return
         share *= 2
 
@@ -181,19 +191,33 @@ def compare(
     classes: int | None,
     remember: Path | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each combination of the options, `field=value,value`, and the step that it gives."""
+    """Each combination of the options, `field=value,value`, and the step that it gives, or why there is none.
+
+    Raises UserErrors, before anything is compiled, for what no combination makes good.
+    """
     choices = [_choices(config, option) for option in options]
+    asked: dict[str, Question | UserError] = {}
     for combination in itertools.product(*choices):
         variant = copy.deepcopy(config)
         for field, value in combination:
             group, _, name = field.rpartition(".")
             (variant[group] if group else variant)[name] = value
         label = ", ".join(f"{field}={value}" for field, value in combination)
-        question = ask(variant, part, size, classes, remember)
+        try:
+            asked[label] = ask(variant, part, size, classes, remember)
+        except UserError as error:
+            asked[label] = error
+    faults = [each for each in asked.values() if isinstance(each, UserError)]
+    if len(faults) == len(asked):
+        raise faults[0]
+    for label, question in asked.items():
+        if isinstance(question, UserError):
+            yield label, {"fault": str(question)}
+            continue
         try:
             yield label, _figures(question, question.compile())
         except TooLarge as shortage:
-            yield label, {"too_large": f"does not fit: {shortage}"}
+            yield label, {"fault": f"does not fit: {shortage}"}
 
 
 def _choices(config: experiment.Config, option: str) -> list[tuple[str, Any]]:

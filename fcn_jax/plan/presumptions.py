@@ -15,7 +15,6 @@ KNOWN = {
     "siftflow": ("siftflow", (256, 256)),
     "pascal_context": ("pascal_context", (500, 500)),
 }
-CROPPED_SIZE = 224  # of VOC's object crops without further crops
 
 
 def classes(fields: Any, asked: int | None = None) -> Info:
@@ -43,6 +42,8 @@ def image_size(fields: Any, asked: str = "") -> tuple[tuple[int, int], str]:
         return tuple(fields.augment.crop), "data.augment.crop"
     if fields.name == "shapes":
         return (fields.shapes.height, fields.shapes.width), "data.shapes"
+    if fields.name == "voc2012" and fields.voc.crops:
+        return (importlib.import_module("fcn_jax.data.crops").SIZE,) * 2, "data.voc.crops"
     if fields.name not in KNOWN:
         raise ConfigError("training images may be of any size: name one by --size=HxW, or set data.augment.crop")
     return KNOWN[fields.name][1], f"assumed for {fields.name}, whose images vary; --size=HxW names another"

@@ -1,5 +1,6 @@
 """The real training step, compiled ahead of time from shapes alone."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -27,6 +28,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 class TooLarge(Exception):
     """The compiler found no way to fit the program into a device's memory."""
+
+
+class NotRemembered(Exception):
+    """The program would have to be compiled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +91,12 @@ def compile_step(
     per_device: int,
     class_weights: np.ndarray | None = None,
     remember: Path | None = None,
+    at_once: bool = False,
 ) -> Program:
     """Compiles the step for `per_device` images of `size` on each device. Raises TooLarge where it cannot fit.
 
-    What was compiled before, by the same compiler, is read from the folder `remember`.
+    What was compiled before, by the same compiler, is read from the folder `remember`; with `at_once` nothing else is,
+    and what is not there raises NotRemembered.
     """
     state = assembly.abstract_state(mesh)
     batch = abstract_batch(assembly, size, per_device, mesh)
@@ -100,10 +107,10 @@ def compile_step(
         "batch": _bytes(batch),
     }
     lowered = assembly.compiled_train_step(mesh, class_weights).lower(state, batch)
-    return _compile(lowered, mesh, held, per_device, remember)
+    return _compile(lowered, mesh, held, per_device, remember, at_once)
 
 
-def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int]) -> Program:
+def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int], remember: Path | None = None) -> Program:
     """Compiles the labels of one image on the first device, as `Predictor` computes them. Raises TooLarge."""
     device = SingleDeviceSharding(mesh.devices.flat[0])
     arguments = (assembly.variables, abstract_batch(assembly, size, 1)["image"])
@@ -114,19 +121,23 @@ def compile_prediction(assembly: Assembly, mesh: Mesh, size: tuple[int, int]) ->
         "optimizer": 0,
         "batch": _bytes(image),
     }
-    return _compile(evaluation.predicted_labels(assembly.model).lower(variables, image), mesh, held, 1, None)
+    return _compile(evaluation.predicted_labels(assembly.model).lower(variables, image), mesh, held, 1, remember)
 
 
-def _compile(lowered: Any, mesh: Mesh, held: dict[str, int], per_device: int, remember: Path | None) -> Program:
+def _compile(
+    lowered: Any, mesh: Mesh, held: dict[str, int], per_device: int, remember: Path | None, at_once: bool = False
+) -> Program:
     path = None
     if remember is not None:
         flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
         # As many chips in another grid get another program; TPUs tell where in theirs they lie.
         devices = [(each.device_kind, getattr(each, "coords", None)) for each in mesh.devices.flat]
-        made_of = (jax.__version__, _compiler(), devices, *flags, lowered.as_text())
+        made_of = (compiler(), devices, *flags, lowered.as_text())
         path = remember / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.json.gz"
     known = _recall(path)
     if known is None:
+        if at_once:
+            raise NotRemembered
         known = _compiled(lowered)
         if path is not None:
             _keep(path, known)
@@ -153,11 +164,12 @@ def _compiled(lowered: Any) -> dict[str, Any]:
     return {"memory": memory, "text": compiled.as_text(), "seconds": time.monotonic() - start}
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """What compiles here: the versions of JAX and, where it is installed, of libtpu."""
     try:
-        return metadata.version("libtpu")
+        return f"jax {jax.__version__} libtpu {metadata.version('libtpu')}"
     except metadata.PackageNotFoundError:
-        return ""
+        return f"jax {jax.__version__}"
 
 
 def _recall(path: Path | None) -> dict[str, Any] | None:
@@ -168,10 +180,11 @@ def _recall(path: Path | None) -> dict[str, Any] | None:
 
 
 def _keep(path: Path, known: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(gzip.compress(json.dumps(known).encode()))
-    beside.replace(path)
+    with contextlib.suppress(OSError):  # it was compiled all the same
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(gzip.compress(json.dumps(known).encode()))
+        beside.replace(path)
 
 
 def _bytes(tree: Any) -> int:

@@ -39,8 +39,8 @@ def roofline(part: Slice, passes: float, traffic: float, given: Iterable[Collect
     assert chip is not None
     sent = [(collective_seconds(part, each.kind, each.size), each.behind) for each in given]
     return Roofline(
-        compute=passes / (chip.flops / chip.devices),
-        memory=traffic / (chip.memory_bandwidth / chip.devices),
+        compute=passes / chip.flops,
+        memory=traffic / chip.memory_bandwidth,
         collectives=sum(seconds for seconds, _ in sent),
         behind=sum(seconds for seconds, behind in sent if behind),
     )
@@ -54,12 +54,9 @@ def collective_seconds(part: Slice, kind: str, size: float) -> float:
     of that (Austin et al., "How to scale your model", 2025, chapter 3).
     """
     chip = part.chip
-    if chip is None or part.device_count == 1:
+    if chip is None or part.chips == 1:
         return 0.0
-    if part.chips == 1:  # its devices share a memory: one writes, the other reads
-        return 2 * size / (chip.memory_bandwidth / chip.devices)
     ways = sum(2 if ring else 1 for length, ring in zip(part.shape, part.rings, strict=True) if length > 1)
     scattered = (part.chips - 1) / part.chips
-    gathered = (part.chips - 1) * chip.devices  # all that the devices of a chip give passes every other one
-    sent = {"all-reduce": 2 * scattered, "all-gather": gathered, "collective-permute": 1}.get(kind, scattered)
+    sent = {"all-reduce": 2 * scattered, "all-gather": part.chips - 1, "collective-permute": 1}.get(kind, scattered)
     return size * sent / (ways * chip.link_bandwidth)

@@ -24,17 +24,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of chip: peaks of a whole chip, memory of a device, of which a chip has `devices`."""
+    """One kind of chip, a device each."""
 
     name: str
     flops: float  # a second, bfloat16
     memory_bandwidth: float  # bytes a second
-    memory: float  # bytes a device that a program may use
+    memory: float  # bytes that a program may use
     links: int  # to neighbours
     link_bandwidth: float  # bytes a second and direction
     wraps_at: int  # chips of an axis that closes to a ring: see Slice.rings
     host: tuple[int, ...] = (2, 2, 1)  # chips of one host
-    devices: int = 1
+    cores: str = ""  # what makes two of them one device, where that has to be asked for
 
     @property
     def axes(self) -> int:
@@ -42,8 +42,8 @@ class Chip:
 
 
 CHIPS = {
-    # 275 TFLOP/s, 32 GiB, 1200 GB/s; six links of 50 GB/s. Each of its two cores is a device to the compiler.
-    "v4": Chip("v4", 275e12, 1200e9, 15.25 * GIB, 6, 50e9, 4, devices=2),
+    # 275 TFLOP/s, 32 GiB, 1200 GB/s; six links of 50 GB/s.
+    "v4": Chip("v4", 275e12, 1200e9, 30.75 * GIB, 6, 50e9, 4, cores="megacore"),
     # 197 TFLOP/s, 16 GB, 819 GB/s; 400 GB/s over four links, both directions counted.
     "v5e": Chip("v5e", 197e12, 819e9, 15.75 * GIB, 4, 50e9, 16),
     # 459 TFLOP/s, 95 GB, 2765 GB/s; 1200 GB/s over six links, both directions counted.
@@ -82,10 +82,6 @@ class Slice:
     @property
     def chips(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def device_count(self) -> int:
-        return self.chips * (self.chip.devices if self.chip else 1)
 
     @property
     def rings(self) -> tuple[bool, ...]:
@@ -136,9 +132,10 @@ def devices(part: Slice) -> Sequence[Any]:
     host = [min(*pair) for pair in zip(part.chip.host, (*part.shape, 1), strict=False)]
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    cores = {"chip_config_name": part.chip.cores} if part.chip.cores else {}
     try:
         topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=str(part), chips_per_host_bounds=tuple(host)
+            platform="tpu", topology_name=str(part), chips_per_host_bounds=tuple(host), **cores
         )
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

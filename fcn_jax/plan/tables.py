@@ -15,8 +15,8 @@ _MEMORY = {
 }
 
 
-def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
-    """Everything about one plan."""
+def plan_lines(plan: Mapping[str, Any], layout: bool = False) -> Iterator[str]:
+    """Everything about one plan, on request with what layouts cost."""
     net, step = plan["net"], plan["step"]
     images = f"images of {_size(plan['size'])} ({plan['size_from']})"
     yield f"{plan['name']}: {plan['model']} in {plan['dtype']}, {net['parameters']:,} parameters, {images}"
@@ -34,6 +34,9 @@ def plan_lines(plan: Mapping[str, Any]) -> Iterator[str]:
     yield from collective_lines(step["collectives"])
     if "roofline" in step:
         yield from roofline_lines(step["roofline"])
+    if layout and "layout" in step:
+        yield ""
+        yield from layout_lines(step["layout"])
     if "largest" in plan:
         yield ""
         yield from capacity_lines(plan["largest"], plan.get("largest_step"))
@@ -95,6 +98,17 @@ def roofline_lines(line: Mapping[str, Any]) -> Iterator[str]:
     yield f"          at most {line['images_per_second']:,.0f} images a second; a real step is slower"
 
 
+def layout_lines(layout: Mapping[str, Any]) -> Iterator[str]:
+    """The largest copies from one layout to another, and the arrays with the most padding."""
+    yield f"layout copies: {layout['copies']:,} a step, {_bytes(layout['copied'])}; the largest"
+    for each in layout["largest_copies"]:
+        yield f"  {_bytes(each['bytes']):>10}  {each['array']:<28} {each['operation']}"
+    yield "padding in memory, the arrays with the most"
+    for each in layout["largest_padding"]:
+        share = f"{_bytes(each['bytes'])} of {_bytes(each['of'])}"
+        yield f"  {share:>24}  {each['array']:<28} {each['operation']}"
+
+
 def capacity_lines(largest: Mapping[str, Any], step: Mapping[str, Any] | None) -> Iterator[str]:
     """The largest share of a batch, and how that is known."""
     each, fixed = _bytes(largest["bytes_an_image"]), _bytes(largest["bytes_without_images"])
@@ -136,7 +150,7 @@ def comparison_lines(plans: Sequence[Mapping[str, Any]], labels: Sequence[str]) 
     for plan, label in zip(plans, labels, strict=True):
         step = plan.get("step", plan)
         if "memory" not in step:
-            yield f"{label:<{width}}  {plan.get('too_large', 'does not fit')}"
+            yield f"{label:<{width}}  {plan['fault']}"
             continue
         memory, line, done = step["memory"], step.get("roofline"), step["operations"]
         flops = done["convolutions"] + done["products"] + done["rest"]
