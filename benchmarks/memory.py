@@ -3,13 +3,15 @@
     python -m benchmarks.memory                          both parts: a quarter of an hour on two cores
     python -m benchmarks.memory --cases fcn8s-same       some cases
     python -m benchmarks.memory --parts head             the compiler's figures alone
+    python -m benchmarks.memory --parts slice            those of a TPU that is not here (extra `plan`: libtpu)
 
 Steps: each runs in processes of its own, three one after another, and what is told is the peak of the resident memory,
 the median of them: over all of its life, imports and compilation and the drawing of weights among it, and over its
 later steps alone. `ratio` is ours over the peer's: below one we take less.
 
 Head: the temporaries, by the compiler, of loss and gradient from FCN-8s' coarse scores, with full-size logits (plain)
-and row block by row block (fused); `ratio` is fused over plain.
+and row block by row block (fused); `ratio` is fused over plain. For a TPU the memory traffic, too, as plans count it;
+nothing runs there, and nothing is recorded.
 """
 
 import argparse
@@ -19,16 +21,20 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from benchmarks import draws, machine, nets, peers, records, timing
 from fcn_jax import compilations, losses, metrics, models
 from fcn_jax.ops.resampling import map_rows, sum_over_rows
+from fcn_jax.plan import slices
+from fcn_jax.plan.compiled_text import CompiledText
 
 _MIB = 2**20
 _STEPS = 3
@@ -36,12 +42,13 @@ _CASES = [name for name, case in nets.CASES.items() if "own step" in case.works]
 _SHOWN = ("part", "what", "runner", "ratio", "peak_mib", "steps_mib", "seconds")
 _HEAD = (8, 512, 512)  # images, height, width
 _STRIDE = 8
+_SLICE = "v5e:1x1"
 
 
 def main() -> None:
     """Measures, prints the table, appends the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("step", "head"), default=["step", "head"])
+    parser.add_argument("--parts", nargs="+", choices=("step", "head", "slice"), default=["step", "head"])
     parser.add_argument("--cases", nargs="+", choices=_CASES, default=_CASES)
     parser.add_argument("--processes", type=int, default=3, help="that run the steps of each kind")
     parser.add_argument("--rounds", type=int, default=timing.ROUNDS, help="of the head")
@@ -51,6 +58,13 @@ def main() -> None:
     if arguments.measure:
         name, work = arguments.measure
         print(json.dumps(of_steps(nets.CASES[name], work)))
+        return
+    if "slice" in arguments.parts:
+        if len(arguments.parts) > 1:
+            parser.error("--parts slice: by itself, as nothing is measured")
+        # What is compiled for other machines JAX keeps and cannot read back.
+        jax.config.update("jax_enable_compilation_cache", False)
+        print(records.table(slice_rows(_HEAD), ("what", "runner", "peak_mib", "moved_mib")))
         return
     where = records.circumstances(timing.matrix_rate(), peers.versions())
     log = records.Log("memory", where, arguments.results)
@@ -127,11 +141,9 @@ def _peers(case: nets.Case, runtime: str) -> dict[str, int]:
 
 def head_rows(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     """Temporaries and seconds of each loss with its gradient, and of evaluation's confusion matrix, fused and plain."""
-    images, *size = shape
-    cells = [-(-side // _STRIDE) for side in size]
-    resampling = models.create("fcn8s", draws.CLASSES).resampling(tuple(cells), tuple(size))
-    scores = jnp.asarray(np.random.default_rng(0).standard_normal((images, *cells, draws.CLASSES), np.float32))
-    labels = jnp.asarray(draws.labels(images, *size))
+    resampling, cells = resampled(shape)
+    scores = jnp.asarray(np.random.default_rng(0).standard_normal((shape[0], *cells, draws.CLASSES), np.float32))
+    labels = jnp.asarray(draws.labels(*shape))
     rows = []
     for what, (plain, fused) in heads(resampling).items():
         programs = {"plain": jax.jit(plain), "fused": jax.jit(fused)}
@@ -156,6 +168,35 @@ def head_rows(shape: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
             for form in programs
         ]
     return rows
+
+
+def slice_rows(shape: tuple[int, int, int], chosen: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The same, or what is chosen of it, for a chip of a slice: temporaries and traffic by the compiled program."""
+    device = SingleDeviceSharding(slices.devices(slices.parse(_SLICE))[0])
+    resampling, cells = resampled(shape)
+    scores = jax.ShapeDtypeStruct((shape[0], *cells, draws.CLASSES), jnp.float32, sharding=device)
+    labels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=device)
+    compared = heads(resampling)
+    rows = []
+    for what in chosen or compared:
+        for form, function in zip(("plain", "fused"), compared[what], strict=True):
+            compiled: Any = jax.jit(function).lower(scores, labels).compile()
+            rows.append(
+                {
+                    "what": what,
+                    "runner": form,
+                    "peak_mib": compiled.memory_analysis().temp_size_in_bytes / _MIB,
+                    "moved_mib": sum(CompiledText(compiled.as_text()).traffic().values()) / _MIB,
+                }
+            )
+    return rows
+
+
+def resampled(shape: tuple[int, int, int]) -> tuple[Any, tuple[int, ...]]:
+    """FCN-8s' last resampling to images of a shape `(b, h, w)`, and height and width of the scores that it takes."""
+    size = shape[1:]
+    cells = tuple(-(-side // _STRIDE) for side in size)
+    return models.create("fcn8s", draws.CLASSES).resampling(cells, size), cells
 
 
 def heads(resampling: Any) -> dict[str, tuple[Any, Any]]:

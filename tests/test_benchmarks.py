@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import time
 from pathlib import Path
 
@@ -209,6 +210,17 @@ def test_own_work_is_not_counted_as_others():
         pass
     assert machine._own_seconds() - before > 0.1
     assert 0 <= others.share() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+def test_on_a_slice_the_head_holds_and_moves_no_logits_of_full_size():
+    shape = 8, 384, 512
+    logits = math.prod(shape) * draws.CLASSES * 4 / 2**20  # MiB; fewer would stay in the chip's fast memory
+    rows = {(row["what"], row["runner"]): row for row in memory.slice_rows(shape, ["cross_entropy", "dice"])}
+    for what in ("cross_entropy", "dice"):
+        assert rows[what, "plain"]["moved_mib"] > logits > 4 * rows[what, "fused"]["moved_mib"], rows
+        assert rows[what, "fused"]["peak_mib"] < logits / 8
 
 
 def test_memory_is_told():
