@@ -142,7 +142,7 @@ def of_capacity(found: Capacity) -> dict[str, Any]:
         "refused": found.refused,
         "exact": found.exact,
         "promised": found.promised,
-        "bytes_without_images": int(found.fixed),
+        "bytes_without_images": max(int(found.fixed), 0),  # where images take more and more, the line meets none
         "bytes_an_image": int(found.each),
     }
 
