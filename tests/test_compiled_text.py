@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcn_jax.plan.compiled_text import Collective, CompiledText
+from fcn_jax.plan.compiled_text import Collective, CompiledText, without_fast_memory
 
 # ruff: noqa: E501
 
@@ -195,6 +195,12 @@ def test_what_is_asynchronous_moves_once(text, arrays, opcode, attributes, bytes
   %ended = {LARGE} {opcode}-done(%further)
 """
     assert moved(extended(lines, WRAPPED)) - moved(text) == bytes_moved
+
+
+def test_what_stays_in_fast_memory_is_read_and_written_all_the_same(text):
+    """The row of each turn, and the scalar that says which."""
+    everything = CompiledText(without_fast_memory(TEXT)).traffic()
+    assert sum(everything.values()) - sum(text.traffic().values()) == 16 * (8 * 128 * 4 + 4)
 
 
 def test_copies_and_padding_name_their_origin(text):

@@ -62,6 +62,7 @@ def test_a_plan_says_what_fits_what_moves_and_what_the_run_takes(config, compile
     text = "\n".join(tables.plan_lines(plan))
     assert "voc" not in text.split("\n")[1] and "roofline: at least" in text and "derived" in text
     assert "1,600 images, the config's 100 steps of 16\n" in text
+    assert "\n  beside, in fast memory" in text
     assert "largest batch: 29 images a device, compiled" in text and "29 images: at least" in text
     json.dumps(plan)
 

@@ -316,6 +316,11 @@ class CompiledText:
         return sum(reads) + written
 
 
+def without_fast_memory(text: str) -> str:
+    """The text of a program as if every array lay in memory: its traffic is all that instructions read and write."""
+    return re.sub(r"S\([1-9]\d*\)", "", text)
+
+
 def _instruction(name: str, text: str) -> Instruction:
     end = _closing(text, 0) if text.startswith("(") else re.match(r"\S*", text).end() - 1  # pyright: ignore
     kind, text = text[: end + 1], text[end + 1 :].lstrip()

@@ -11,7 +11,7 @@ from fcn_jax.assembly import Assembly
 from fcn_jax.labels import by_head
 from fcn_jax.plan import operations, published
 from fcn_jax.plan.capacity import Capacity
-from fcn_jax.plan.compiled_text import Collective, CompiledText
+from fcn_jax.plan.compiled_text import Collective, CompiledText, without_fast_memory
 from fcn_jax.plan.program import Program, abstract_batch
 from fcn_jax.plan.roofline import roofline
 from fcn_jax.plan.slices import Slice
@@ -49,6 +49,8 @@ def _of_program(program: Program, part: Slice, done: operations.Operations, devi
     }
     if part.chip is not None:
         figures["traffic"] = text.traffic()
+        everything = CompiledText(without_fast_memory(program.text)).traffic()
+        figures["fast_traffic"] = sum(everything.values()) - sum(figures["traffic"].values())
         figures["layout"] = layout(text)
         figures["roofline"] = times(part, figures, program.per_device * devices)
     return figures

@@ -71,6 +71,8 @@ def operation_lines(net: Mapping[str, Any], step: Mapping[str, Any]) -> Iterator
         flops = f"{done[key] / 1e9:12,.1f}" if key else f"{'':12}"
         moved = _bytes(sum(traffic[kind] for kind in kinds)) if traffic else ""
         yield f"  {words:<22}{flops}{moved:>18}"
+    if traffic:
+        yield f"  {'beside, in fast memory':<34}{_bytes(step['fast_traffic']):>18}"
     yield f"one image in use: {net['multiply_adds_an_image'] / 1e9:,.1f} G multiply-adds before the last up-sampling"
     if "published" in net:
         count = net["published"]
