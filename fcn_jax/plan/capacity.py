@@ -84,7 +84,7 @@ def largest_batch(
         if fits:
             known.append(program)  # pyright: ignore[reportPossiblyUnboundVariable]
         else:
-            refused = min(refused or share, share)
+            refused = share
         return fits
 
     # Half of what seems to fit: small batches are laid out otherwise than large ones.
@@ -120,11 +120,11 @@ def _line(known: list[Program]) -> tuple[float, float]:
     Of one, and of two that no line goes through, all that may be images'.
     """
     first, last = known[0], known[-1]
-    at_most = (last.memory.temporaries + last.memory.batch) / last.per_device
-    each = at_most
+    each = at_most = (last.memory.temporaries + last.memory.batch) / last.per_device
     if last.per_device > first.per_device:
         between = (last.memory.total - first.memory.total) / (last.per_device - first.per_device)
-        each = between if between >= _LEAST * at_most else at_most
+        if between >= _LEAST * at_most:
+            each = between
     each = max(each, 1.0)
     return last.memory.total - each * last.per_device, each
 
