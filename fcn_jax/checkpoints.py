@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from fcn_jax import hosts
-from fcn_jax.errors import CheckpointError
+from fcn_jax.errors import CheckpointError, one_line
 from fcn_jax.optim import parameter_names
 from fcn_jax.state import TrainState
 
@@ -191,7 +191,7 @@ class Checkpoints:
 
     def _damaged(self, step: int, fault: Any) -> CheckpointError:
         # TensorStore appends all of its settings to what it says.
-        fault = " ".join(str(fault).split(" [tensorstore_spec")[0].split())[:300]
+        fault = one_line(str(fault).split(" [tensorstore_spec")[0], 300)
         return CheckpointError(
             f"{self.directory / str(step)} cannot be restored ({fault}): "
             "remove that folder to go on from the one before"

@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax import compilations, hosts
-from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean
+from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean, one_line
 from fcn_jax.preemption import EXIT_CODE, Preempted
 
 # How what JAX's runtime says begins where the program is at fault, on however many hosts.
@@ -128,10 +128,10 @@ def _parse(arguments: Sequence[str]) -> list[str]:
             message = _unknown_field(str(error))
         elif by_library and isinstance(error, ValueError):
             # A path that is none, as ml_collections reads them: config.optim-lr, config.data/root.
-            message = f"{' '.join(str(error).split())[:200]}: fields are set as --config.optim.lr=1e-3"
+            message = f"{one_line(error, 200)}: fields are set as --config.optim.lr=1e-3"
         else:
             message = f"--config: {_place(places)}: {type(error).__name__}: {error}"
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -165,7 +165,7 @@ def _unreadable(error: OSError) -> str:
         path = Path(missing[1])
         hint = did_you_mean(path.name, [file.name for file in path.parent.glob("*.py")])
         return f"--config cannot be read: there is no file {path}{hint}"
-    return f"--config cannot be read: {' '.join(reason.split())}"
+    return f"--config cannot be read: {one_line(reason)}"
 
 
 def _unknown_field(message: str) -> str:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fcn_jax import fields, losses, models, optim, parallel, steps
 from fcn_jax.data import DATASETS, balance, transforms
-from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean
+from fcn_jax.errors import CheckpointError, ConfigError, did_you_mean, one_line
 from fcn_jax.inputs import FCN_INPUT, InputSpec
 from fcn_jax.labels import DatasetInfo, Info, by_head, only_head
 from fcn_jax.models.fcn import PADDINGS
@@ -387,7 +387,7 @@ def load_classes(path: Path) -> Info:
             infos[head] = DatasetInfo(**info | {"class_names": tuple(info["class_names"]), "palette": palette})
         return only_head(infos)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} holds no classes of a run ({' '.join(str(error).split())})") from None
+        raise CheckpointError(f"{path} holds no classes of a run ({one_line(error)})") from None
 
 
 def classes_to_json(info: Info) -> str:

@@ -16,6 +16,11 @@ def did_you_mean(given: object, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def one_line(said: object, limit: int | None = None) -> str:
+    """What a library's error says, or a text, without its line breaks; the first `limit` characters of it."""
+    return " ".join(str(said).split())[:limit]
+
+
 class UserError(Exception):
     """A fault in what the user gave. The message is one plain line."""
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fcn_jax.errors import ConfigError, HostLost, UserError
+from fcn_jax.errors import ConfigError, HostLost, UserError, one_line
 from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
@@ -69,7 +69,7 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
     except (ValueError, RuntimeError) as error:
         remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
         lost = isinstance(error, jax.errors.JaxRuntimeError)
-        message = f"--coordinator={coordinator}: {' '.join(str(error).split())[:300]}"
+        message = f"--coordinator={coordinator}: {one_line(error, 300)}"
         raise HostLost(message) if lost else ConfigError(message + remedy) from None
     finally:
         timer.cancel()
@@ -116,7 +116,7 @@ def together() -> Iterator[None]:
         if fault is not None:
             mended = isinstance(fault, UserError)
             said = f"u{fault}" if mended else f"c{type(fault).__name__}: {fault}"
-            text = " ".join(said.split()).encode()[:_MESSAGE]
+            text = one_line(said).encode()[:_MESSAGE]
             told[: len(text)] = np.frombuffer(text, np.uint8)
         for host, message in enumerate(np.asarray(multihost_utils.process_allgather(told))):
             if fault is None and message.any():

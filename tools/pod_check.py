@@ -20,7 +20,7 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fcn_jax import models
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, one_line
 from fcn_jax.plan import planning, slices
 from fcn_jax.plan.program import REMEMBERED, compiler
 from fcn_jax.plan.tables import comparison_lines
@@ -86,7 +86,7 @@ def check(net: str, part: slices.Slice) -> dict[str, Any]:
     except UserError as error:
         return {"fault": str(error)}
     except jax.errors.JaxRuntimeError as error:
-        return {"fault": f"does not compile: {' '.join(str(error).split())[:300]}", "passing": True}
+        return {"fault": f"does not compile: {one_line(error, 300)}", "passing": True}
 
 
 def version() -> str:

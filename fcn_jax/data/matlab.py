@@ -9,7 +9,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from fcn_jax.data import images
-from fcn_jax.errors import DataError
+from fcn_jax.errors import DataError, one_line
 from fcn_jax.labels import IGNORE
 
 
@@ -20,7 +20,7 @@ def read_labels(path: Path, variable: str, *fields: str) -> np.ndarray:
         content = loadmat(path, struct_as_record=False)
     # loadmat meets a damaged file with whatever its parser stumbles over: ValueError, TypeError, KeyError, zlib.error …
     except Exception as error:
-        raise DataError(f"{path}: not a readable MATLAB file ({' '.join(str(error).split())}); copy it again") from None
+        raise DataError(f"{path}: not a readable MATLAB file ({one_line(error)}); copy it again") from None
     name = ".".join((variable, *fields))
     try:
         values = content[variable]

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from fcn_jax import config as experiment
 from fcn_jax import fields, parallel
 from fcn_jax.assembly import Assembly, assemble
-from fcn_jax.errors import ConfigError, UserError, did_you_mean
+from fcn_jax.errors import ConfigError, UserError, did_you_mean, one_line
 from fcn_jax.labels import DatasetInfo
 from fcn_jax.plan import figures, presumptions, slices
 from fcn_jax.plan.capacity import SECONDS, largest_batch
@@ -148,7 +148,7 @@ def answer(
             )
         except jax.errors.JaxRuntimeError as error:
             # Of another batch; what is known of this one stands.
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             plan["notes"].append(f"the search for the largest batch ended in an error of the compiler: {reason}")
             return plan
         plan["largest"] = figures.of_capacity(found)

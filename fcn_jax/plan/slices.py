@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from fcn_jax.errors import ConfigError, UserError, did_you_mean
+from fcn_jax.errors import ConfigError, UserError, did_you_mean, one_line
 
 LOCAL = "local"
 GIB = 2**30
@@ -138,6 +138,6 @@ def devices(part: Slice) -> Sequence[Any]:
             platform="tpu", topology_name=str(part), chips_per_host_bounds=tuple(host), **cores
         )
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ConfigError(f"--topology={part}: {reason}; as let: {', '.join(map(str, family(part.chip)))}") from None
     return topology.devices
