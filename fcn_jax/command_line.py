@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax import compilations, hosts
-from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean, one_line
+from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean, of_storage, one_line
 from fcn_jax.preemption import EXIT_CODE, Preempted
 
 # How what JAX's runtime says begins where the program is at fault, on however many hosts.
@@ -30,7 +30,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs `main(arguments)`.
 
     Exit codes: 2, a mistake in the flags; 1, a UserError, told in a line, or too little memory; 75, Preempted, or, as
-    it seems, one of several hosts lost; 70, anything else, with its traceback.
+    it seems, one of several hosts lost; 70, anything else, with its traceback, or a fault of storage that may pass.
     """
 
     def guarded(arguments: Sequence[str]) -> int | None:
@@ -46,7 +46,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
             if isinstance(error, OSError) and error.filename is not None:
                 # A folder that cannot be written, a full disk.
                 print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-                return hosts.end_alone(1)
+                return hosts.end_alone(_code_of_fault(error) or 1)
             code = _code_of_fault(error)
             if code is None:
                 raise
@@ -67,10 +67,13 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _code_of_fault(error: BaseException) -> int | None:
-    """The exit code for what JAX's runtime met, or None where it is neither of two.
+    """The exit code for what storage or JAX's runtime met, or None where it is none of three.
 
-    1, too little memory; 75, collectives that failed, as it seems for a host that is gone: to be started again with it.
+    70, a fault of storage that may pass; 1, too little memory; 75, collectives that failed, as it seems for a host that
+    is gone: to be started again with it.
     """
+    if of_storage(error):
+        return CRASHED
     fault = _of_runtime(error)
     if "RESOURCE_EXHAUSTED" in fault:
         return 1
@@ -111,6 +114,10 @@ def refuse_arguments(arguments: Sequence[str]) -> None:
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     try:
+        for word in arguments[1:]:
+            if re.match(r"(--?[\w.]+=)?\w+://", word):
+                # As a path it would be a folder `gs:` of this machine, and lost with it.
+                raise ConfigError(f"{word}: no path of a file system; mount the bucket and name its folder")
         return flags.FLAGS(arguments)
     except UserError as error:
         message = str(error)

@@ -4,6 +4,7 @@ The commands print such an error as one line and exit; everything else is a bug 
 """
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 # EX_SOFTWARE of sysexits.h, with which a command ends on everything else: a fault of ours, or of the machine's.
@@ -19,6 +20,18 @@ def did_you_mean(given: object, choices: Iterable[str]) -> str:
 def one_line(said: object, limit: int | None = None) -> str:
     """What a library's error says, or a text, without its line breaks; the first `limit` characters of it."""
     return " ".join(str(said).split())[:limit]
+
+
+# What disks, networks and the mounts of buckets meet for a moment, and no user can mend.
+_PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNRESET)
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether an error comes of a fault of storage that may pass."""
+    seen: BaseException | None = error
+    while seen is not None and not (isinstance(seen, OSError) and seen.errno in _PASSING):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 class UserError(Exception):

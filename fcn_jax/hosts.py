@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fcn_jax.errors import ConfigError, HostLost, UserError, one_line
+from fcn_jax.errors import ConfigError, HostLost, UserError, of_storage, one_line
 from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
@@ -104,7 +104,7 @@ def first_alone_speaks() -> Iterator[None]:
 def together() -> Iterator[None]:
     """A part of the start in which no host waits for others: where one meets an error, all end with it.
 
-    Where that is a UserError, the others raise one, too; else they raise HostLost.
+    Where that is a UserError, the others raise one, too; else, and where storage failed, they raise HostLost.
     """
     fault: Exception | None = None
     try:
@@ -114,7 +114,7 @@ def together() -> Iterator[None]:
     if jax.process_count() > 1:
         told = np.zeros(_MESSAGE, np.uint8)
         if fault is not None:
-            mended = isinstance(fault, UserError)
+            mended = isinstance(fault, UserError) and not of_storage(fault)
             said = f"u{fault}" if mended else f"c{type(fault).__name__}: {fault}"
             text = one_line(said).encode()[:_MESSAGE]
             told[: len(text)] = np.frombuffer(text, np.uint8)

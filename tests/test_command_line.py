@@ -1,5 +1,6 @@
 """Every mistake on a command line is one plain line on the error stream, and an exit code; never a traceback."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -36,6 +37,8 @@ def run(*arguments: str, program: str = "train.py") -> tuple[int, str]:
         pytest.param(("--config.data.augment.scale=3",), "data.augment.scale", marks=pytest.mark.slow),
         (("--wokdir=x",), "did you mean"),
         (("--config.optim-lr=1",), "fields are set as --config.optim.lr=1e-3"),
+        (("--workdir", "gs://bucket/runs"), "gs://bucket/runs: no path of a file system; mount the bucket"),
+        pytest.param(("--config.data.root=s3://b/c",), "=s3://b/c: no path of", marks=pytest.mark.slow),
     ],
 )
 def test_train_refuses(arguments, message):
@@ -123,6 +126,36 @@ def test_a_user_error_is_one_line(monkeypatch, capsys):
         command_line.run(lambda arguments: 1 // 0)
     assert end.value.code == CRASHED
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["run/config.json", None])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_fault_of_storage_is_worth_another_start(monkeypatch, capsys, file, wrapped):
+    """Also where a reader made it its user's: the mount of a bucket fails for a moment."""
+    ends = []
+    monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
+
+    def main(arguments):
+        try:
+            raise OSError(errno.EIO, "Input/output error", file)
+        except OSError as error:
+            if not wrapped:
+                raise
+            raise DataError(f"photo.png: cannot be read ({error.strerror})") from None
+
+    command_line.run(main)
+    assert ends == [CRASHED] and "Input/output error" in capsys.readouterr().err
+
+
+def test_what_a_user_can_mend_on_a_disk_is_not(monkeypatch, capsys):
+    ends = []
+    monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
+
+    def main(arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/config.json")
+
+    command_line.run(main)
+    assert ends == [1] and capsys.readouterr().err == "error: run/config.json: No space left on device\n"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Several hosts, here processes on this machine: one and the same run, however it starts, breaks off and goes on."""
 
+import errno
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import test_parallel
 
 from fcn_jax import hosts, parallel
 from fcn_jax.checkpoints import Checkpoints
+from fcn_jax.errors import DataError, HostLost, UserError
 from fcn_jax.preemption import EXIT_CODE
 from tools import supervise
 
@@ -427,7 +429,7 @@ def test_a_host_that_gives_up_for_a_mistake_tells_the_others(tmp_path):
     process = supervised(tmp_path, "exit(1)", arguments=["--coordinator=here:1"])
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out.count("attempt"), err) == (1, 1, "")
-    assert (tmp_path / "given_up").exists()
+    assert (tmp_path / "given_up").read_text().startswith("-1 ")  # behind no checkpoint
 
 
 @pytest.mark.parametrize(("code", "told"), [(75, 75), (0, 0), (143, 75), (1, 1), (70, 70)])
@@ -465,11 +467,10 @@ def test_the_supervisor_gives_up_what_crashes_and_gains_nothing(tmp_path, gained
 def test_a_supervisor_gives_up_with_that_of_another_host(tmp_path):
     """Its own process only waits for that one in vain; what was given up before it began does not count."""
     given_up, script = tmp_path / "given_up", tmp_path / "train.py"
-    given_up.touch()
-    os.utime(given_up, (1, 1))
+    given_up.write_text("7 before\n")
     script.write_text(
         "import sys, pathlib; here = pathlib.Path(sys.argv[0]).parent; second = (here / 'first').exists()\n"
-        "(here / ('given_up' if second else 'first')).touch(); sys.exit(75)"
+        "(here / ('given_up' if second else 'first')).write_text('-1 now'); sys.exit(75)"
     )
     command = [sys.executable, "tools/supervise.py", "--", sys.executable, str(script), "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -480,12 +481,10 @@ def test_what_was_given_up_and_mended_since_does_not_count(tmp_path):
     """A new checkpoint tells that it was."""
     progress = supervise.Progress(tmp_path, 3, others=True)
     assert not progress.hopeless(failed=False)
-    (tmp_path / "given_up").touch()
+    supervise.Progress(tmp_path, 3, others=True).give_up()
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    os.utime(tmp_path / "given_up", (5, 5))
-    os.utime(tmp_path / "checkpoints" / "5", (6, 6))
     assert not progress.hopeless(failed=False) and not progress.hopeless(failed=False)
-    os.utime(tmp_path / "given_up", (7, 7))  # again
+    supervise.Progress(tmp_path, 3, others=True).give_up()  # again
     assert progress.hopeless(failed=False)
 
 
@@ -493,9 +492,25 @@ def test_what_was_given_up_behind_a_checkpoint_counts(tmp_path):
     """Also where both are seen for the first time at once."""
     progress = supervise.Progress(tmp_path, 3, others=True)
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    (tmp_path / "given_up").touch()
-    os.utime(tmp_path / "checkpoints" / "5", (6, 6))
+    supervise.Progress(tmp_path, 3, others=True).give_up()
+    os.utime(tmp_path / "checkpoints" / "5", (2**32, 2**32))  # of folders, buckets tell no time to rely on
     assert progress.hopeless(failed=False) == "another host has given up"
+
+
+def test_what_is_given_up_twice_behind_the_same_checkpoint_counts_twice(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    supervise.Progress(tmp_path, 3, others=True).give_up()
+    progress = supervise.Progress(tmp_path, 3, others=True)
+    assert not progress.hopeless(failed=False)
+    supervise.Progress(tmp_path, 3, others=True).give_up()
+    assert progress.hopeless(failed=False)
+
+
+@pytest.mark.parametrize("content", ["", "5", "x y", "5 a b"])
+def test_a_mark_cut_short_is_none(tmp_path, content):
+    progress = supervise.Progress(tmp_path, 3, others=True)
+    (tmp_path / "given_up").write_text(content)
+    assert not progress.hopeless(failed=False)
 
 
 @pytest.mark.parametrize("workdir", [None, "a/file"])
@@ -581,3 +596,20 @@ def test_alone_nothing_is_gathered():
     asked = hosts.Asked(parallel.make_mesh())
     assert not asked(False) and asked(True)
     hosts.check_equal("a", "the config")
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOENT, UserError), (errno.EIO, HostLost)])
+def test_what_storage_fails_one_host_is_worth_another_start_of_all(monkeypatch, number, told):
+    """Where it is nothing that a user can mend: a supervisor gives up at once what fails all hosts for that."""
+    sent = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda said: (sent.append(said), said[None])[1])
+    with pytest.raises(DataError), hosts.together():
+        try:
+            raise OSError(number, "no", "image.png")
+        except OSError:
+            raise DataError("image.png: cannot be read") from None
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda said: np.stack([sent[0], said]))
+    with pytest.raises(UserError, match=r"^host 0: .*image.png: cannot be read") as error, hosts.together():
+        pass
+    assert error.type is told

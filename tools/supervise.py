@@ -11,7 +11,7 @@ wait for each other; that one of them has given up the others see in the --workd
 """
 
 import argparse
-import contextlib
+import secrets
 import signal
 import socket
 import subprocess
@@ -108,11 +108,11 @@ class Progress:
     def __init__(self, workdir: Path | None, most: int, others: bool):
         self._failures = 0
         self._workdir, self._most, self._others = workdir, most, others
-        (self._newest, _), self._given_up = self._checkpoint(), self._mark()
+        self._newest, self._given_up = self._checkpoint(), self._mark()
 
     def hopeless(self, failed: bool) -> str:
         """Why to give up, behind an attempt that did not finish; empty where it is worth another one."""
-        (newest, saved), given_up = self._checkpoint(), self._mark()
+        newest, given_up = self._checkpoint(), self._mark()
         if newest is None and not failed:
             self._failures = 0
         if newest is not None and (self._newest is None or newest > self._newest):
@@ -123,26 +123,30 @@ class Progress:
             blind = " (seen: none, as the command names no --workdir)" if self._workdir is None else ""
             return f"failed again and again without a new checkpoint{blind}"
         # What was given up before a checkpoint was mended since.
-        new = given_up is not None and given_up != self._given_up and given_up > saved
+        new = given_up is not None and given_up != self._given_up and given_up[0] >= _known(newest)
         return "another host has given up" if new else ""
 
-    def _checkpoint(self) -> tuple[int | None, int]:
-        """The step of the newest one, -1 if there is none, None where that cannot be seen; and when it was written."""
+    def _checkpoint(self) -> int | None:
+        """The step of the newest one, -1 if there is none, None where that cannot be seen."""
         if self._workdir is None:
-            return None, 0
+            return None
         try:
-            found = [each for each in (self._workdir / "checkpoints").iterdir() if each.name.isdigit()]
-            newest = max(found, key=lambda each: int(each.name), default=None)
-            return (-1, 0) if newest is None else (int(newest.name), newest.stat().st_mtime_ns)
+            names = [each.name for each in (self._workdir / "checkpoints").iterdir()]
         except FileNotFoundError:
-            return -1, 0
+            return -1
         except OSError:
-            return None, 0
+            return None
+        return max((int(name) for name in names if name.isdigit()), default=-1)
 
-    def _mark(self) -> int | None:
-        """When a supervisor gave up, by the clock of whoever keeps the file; None where none did."""
-        with contextlib.suppress(OSError):
-            return (self._workdir / "given_up").stat().st_mtime_ns if self._workdir else None
+    def _mark(self) -> tuple[int, str] | None:
+        """Behind which step a supervisor gave up, and which time that was; None where none did."""
+        if self._workdir is None:
+            return None
+        try:
+            step, which = (self._workdir / "given_up").read_text().split()
+            return int(step), which
+        except (OSError, ValueError):
+            return None
 
     def give_up(self) -> None:
         """Tells the supervisors of other hosts, if there are any."""
@@ -150,9 +154,14 @@ class Progress:
             return
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            (self._workdir / "given_up").touch()
+            # Neither times nor their order: folders on buckets have none to rely on.
+            (self._workdir / "given_up").write_text(f"{_known(self._checkpoint())} {secrets.token_hex(8)}\n")
         except OSError as error:
             print(f"the supervisors of other hosts are not told: {error}", file=sys.stderr)
+
+
+def _known(step: int | None) -> int:
+    return -1 if step is None else step
 
 
 def free_port() -> int:
