@@ -19,6 +19,9 @@ HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts take part.", lower_b
 HOST = flags.DEFINE_integer("host", None, "Which of them this is, from 0.", lower_bound=0)
 START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds within which all hosts must have come.")
 HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds without a sign of a host after which the others end.")
+STALL_TIMEOUT = flags.DEFINE_integer(
+    "stall_timeout", 3600, "Seconds after which a host ends that waits for others which live and do not get on."
+)
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early steps for TensorBoard.")
 
 
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
                 HOST.value,
                 start_seconds=START_TIMEOUT.value,
                 heartbeat_seconds=HEARTBEAT.value,
+                stall_seconds=STALL_TIMEOUT.value,
             )
     elif HOSTS.value is not None or HOST.value is not None:
         raise ConfigError("--hosts and --host need --coordinator")

@@ -1,5 +1,6 @@
 """How a command starts and fails: absl flags, and one plain line instead of a traceback for what a user can mend."""
 
+import errno
 import os
 import re
 import sys
@@ -13,11 +14,12 @@ import jax
 from absl import app, flags, logging
 
 from fcn_jax import compilations, hosts
-from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean, of_storage, one_line
+from fcn_jax.errors import CRASHED, ConfigError, HostLost, UserError, did_you_mean, of_storage, one_line, tell
 from fcn_jax.preemption import EXIT_CODE, Preempted
 
 # How what JAX's runtime says begins where the program is at fault, on however many hosts.
 _OF_PROGRAMS = ("INVALID_ARGUMENT", "UNIMPLEMENTED")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a field must be, by what Python says of text that it cannot read as that.
 _FORMS = {
     "invalid literal for int()": "a whole number",
@@ -37,15 +39,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         try:
             return main(arguments[1:])
         except Preempted as left:
-            print(left, file=sys.stderr, flush=True)
+            tell(str(left))
             return EXIT_CODE
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            tell(f"error: {error}")
             return hosts.end_alone(EXIT_CODE if isinstance(error, HostLost) else _code_of_fault(error) or 1)
         except Exception as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                # A folder that cannot be written, a full disk.
-                print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+            # A folder that cannot be written; a full disk, of which not every error says the file.
+            if isinstance(error, OSError) and (error.filename is not None or error.errno in _FULL):
+                tell(f"error: {error.filename or 'a file'}: {error.strerror}")
                 return hosts.end_alone(_code_of_fault(error) or 1)
             code = _code_of_fault(error)
             if code is None:
@@ -77,7 +79,8 @@ def _code_of_fault(error: BaseException) -> int | None:
     fault = _of_runtime(error)
     if "RESOURCE_EXHAUSTED" in fault:
         return 1
-    lost = bool(fault) and not fault.startswith(_OF_PROGRAMS) and jax.process_count() > 1
+    # Not the number of hosts: where they have not come together, asking for it begins anew.
+    lost = bool(fault) and not fault.startswith(_OF_PROGRAMS) and jax.distributed.is_initialized()
     return EXIT_CODE if lost else None
 
 
@@ -138,7 +141,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
             message = f"{one_line(error, 200)}: fields are set as --config.optim.lr=1e-3"
         else:
             message = f"--config: {_place(places)}: {type(error).__name__}: {error}"
-    print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    tell(f"error: {one_line(message)}")
     sys.exit(2)
 
 

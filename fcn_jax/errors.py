@@ -3,8 +3,10 @@
 The commands print such an error as one line and exit; everything else is a bug and keeps its traceback.
 """
 
+import contextlib
 import difflib
 import errno
+import sys
 from collections.abc import Iterable
 
 # EX_SOFTWARE of sysexits.h, with which a command ends on everything else: a fault of ours, or of the machine's.
@@ -20,6 +22,12 @@ def did_you_mean(given: object, choices: Iterable[str]) -> str:
 def one_line(said: object, limit: int | None = None) -> str:
     """What a library's error says, or a text, without its line breaks; the first `limit` characters of it."""
     return " ".join(str(said).split())[:limit]
+
+
+def tell(line: str) -> None:
+    """Prints a line on the error stream; where nobody reads that any more, nothing."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 # What disks, networks and the mounts of buckets meet for a moment, and no user can mend.

@@ -193,11 +193,13 @@ def evaluate_net(
             return None
         placed = parallel.put_batch({name: batch[name] for name in ("image", "label")}, mesh, mode)
         with compilations.of("the evaluation, for batches", batch["image"].shape):
-            matrices = by_head(eval_step(variables, placed))
+            counted = eval_step(variables, placed)
+        with hosts.waiting():
+            matrices = by_head(jax.device_get(counted))
         for head, label in by_head(batch["label"]).items():
             results[head].images += len(batch["ids"])
             results[head].labelled_pixels += _labelled(label, results[head].info)
-            results[head].matrix += np.asarray(matrices[head], np.int64)
+            results[head].matrix += matrices[head].astype(np.int64)
     for result in results.values():
         # The matrix is of all hosts' images already.
         result.images, result.labelled_pixels = map(int, hosts.total([result.images, result.labelled_pixels]))
@@ -267,14 +269,19 @@ def _read_prediction(path: Path, label: np.ndarray, info: DatasetInfo) -> np.nda
     return prediction
 
 
+def spread(source: Any, count: int) -> list[int]:
+    """The indices of so many images, evenly spread over a split from the first to the last; of all, if it has fewer."""
+    return np.linspace(0, len(source) - 1, min(count, len(source))).astype(int).tolist()
+
+
 def pictures(source: Any, predict: Callable[[np.ndarray], Any], count: int) -> Iterator[tuple[str, np.ndarray]]:
     """Strips of input, truth and prediction for `count` images spread over the split, with the images' ids.
 
     Of an input with more than colours, the first three channels are shown.
     """
     infos = by_head(source.info)
-    for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
-        example = source[int(index)]
+    for index in spread(source, count):
+        example = source[index]
         labels, predictions = by_head(example["label"]), by_head(predict(example["image"]))
         panels, titles = [example["image"][..., :3].astype(np.uint8)], ["input"]
         for head, info in infos.items():

@@ -6,35 +6,52 @@ by collectives: every host has to come by, in the same order.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
+import re
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fcn_jax.errors import ConfigError, HostLost, UserError, of_storage, one_line
+from fcn_jax.errors import ConfigError, HostLost, UserError, of_storage, one_line, tell
 from fcn_jax.preemption import EXIT_CODE
 
 AUTO = "auto"
 _GRACE_SECONDS = 3.0  # in which hosts that end for the same fault do so together
+_stall_seconds = 3600.0
+_places: list[IO] = []  # open, and locked, as long as the process lives
 _MESSAGE = 1000  # bytes that other hosts are told, of a fault or of what the first one says
 
 
-def join(coordinator: str, count: int | None, index: int | None, *, start_seconds: int, heartbeat_seconds: int) -> None:
+def join(
+    coordinator: str,
+    count: int | None,
+    index: int | None,
+    *,
+    start_seconds: int,
+    heartbeat_seconds: int,
+    stall_seconds: int = 3600,
+) -> None:
     """Makes this process host number `index` of `count`, before the first use of a device.
 
     `coordinator` is HOST:PORT of the first one, or `auto` where the environment tells everything (TPU slices, Slurm,
     Open MPI). Where the hosts do not come together within `start_seconds` the process ends with one line and exit code
-    75. A host of which nothing is heard for `heartbeat_seconds` ends the others. Raises ConfigError for what cannot
-    work, HostLost where the connection fails.
+    75. A host of which nothing is heard for `heartbeat_seconds` ends the others; so do those that wait for one which
+    does live, but does not get on, for `stall_seconds`. Raises ConfigError for what cannot work, HostLost where the
+    connection fails, or where this machine has another process in that place.
     """
+    global _stall_seconds
     if coordinator != AUTO and (count is None or index is None or not 0 <= index < count):
         raise ConfigError(
             f"--coordinator={coordinator} needs --hosts, the same for all, and --host from 0 to one less; "
@@ -42,37 +59,89 @@ def join(coordinator: str, count: int | None, index: int | None, *, start_second
         )
     if coordinator != AUTO and not coordinator.rpartition(":")[2].isdigit():
         raise ConfigError(f"--coordinator={coordinator} names no port: HOST:PORT, or {AUTO}")
+    _stall_seconds = stall_seconds
+    if coordinator != AUTO:
+        _take_place(f"{coordinator}-{index}", start_seconds)
     # SIGTERM is `preemption`'s; the notifier of JAX's own service would take it first.
     jax.config.update("jax_enable_preemption_service", False)
 
+    late = (
+        f"in {start_seconds} s not all hosts came together at --coordinator={coordinator} (this is host "
+        f"{'?' if index is None else index} of {count or '?'}): start the others, or look at the address"
+    )
+    # JAX's own answer to its deadline is to abort with a stack trace.
+    with _within(start_seconds, late):
+        try:
+            jax.distributed.initialize(
+                None if coordinator == AUTO else coordinator,
+                count,
+                index,
+                initialization_timeout=start_seconds + 60,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+            )
+        except (ValueError, RuntimeError) as error:
+            remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
+            lost = isinstance(error, jax.errors.JaxRuntimeError)
+            message = f"--coordinator={coordinator}: {one_line(error, 300)}"
+            raise HostLost(message) if lost else ConfigError(message + remedy) from None
+
+
+def _take_place(place: str, seconds: float) -> None:
+    """Holds a place among the hosts of a run for this machine's process, to its end. Raises HostLost where another has.
+
+    A second process in the same place would be let in by JAX, and end the first one.
+    """
+    path = Path(tempfile.gettempdir()) / ("fcn_jax-" + re.sub(r"[^\w.-]", "_", place) + ".lock")
+    try:
+        file = path.open("w")
+    except PermissionError:
+        return  # another user's
+    last = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > last:
+                file.close()
+                raise HostLost(
+                    f"another process of this machine is host {place.rpartition('-')[2]} at "
+                    f"--coordinator={place.rpartition('-')[0]}: end it, or name another port"
+                ) from None
+            time.sleep(0.2)
+        else:
+            _places.append(file)
+            return
+
+
+@contextlib.contextmanager
+def _within(seconds: float, late: str) -> Iterator[None]:
+    """What is not done in that time ends the process, with one line and exit code 75."""
+
     def give_up() -> None:
-        print(
-            f"error: in {start_seconds} s not all hosts came together at --coordinator={coordinator} (this is host "
-            f"{'?' if index is None else index} of {count or '?'}): start the others, or look at the address",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"error: {late}")
         os._exit(EXIT_CODE)  # a supervisor of this host starts it again, to wait for the others
 
-    # JAX's own answer to its deadline is to abort with a stack trace.
-    timer = threading.Timer(start_seconds, give_up)
+    timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
     try:
-        jax.distributed.initialize(
-            None if coordinator == AUTO else coordinator,
-            count,
-            index,
-            initialization_timeout=start_seconds + 60,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-        )
-    except (ValueError, RuntimeError) as error:
-        remedy = "; the environment does not tell it: name HOST:PORT" if coordinator == AUTO else ""
-        lost = isinstance(error, jax.errors.JaxRuntimeError)
-        message = f"--coordinator={coordinator}: {one_line(error, 300)}"
-        raise HostLost(message) if lost else ConfigError(message + remedy) from None
+        yield
     finally:
         timer.cancel()
+
+
+def waiting() -> contextlib.AbstractContextManager[None]:
+    """A context in which this host may wait for what others compute, or for their word; for `stall_seconds` at most."""
+    if jax.process_count() == 1:
+        return contextlib.nullcontext()
+    late = f"waited {_stall_seconds} s for the other hosts: one of them lives but does not get on; look what it does"
+    return _within(_stall_seconds, late)
+
+
+def _gathered(value: np.ndarray) -> np.ndarray:
+    """That of each host, along a new first axis."""
+    with waiting():
+        return np.asarray(multihost_utils.process_allgather(value))
 
 
 def end_alone(code: int) -> int:
@@ -118,7 +187,7 @@ def together() -> Iterator[None]:
             said = f"u{fault}" if mended else f"c{type(fault).__name__}: {fault}"
             text = one_line(said).encode()[:_MESSAGE]
             told[: len(text)] = np.frombuffer(text, np.uint8)
-        for host, message in enumerate(np.asarray(multihost_utils.process_allgather(told))):
+        for host, message in enumerate(_gathered(told)):
             if fault is None and message.any():
                 text = bytes(message[message > 0]).decode(errors="replace")
                 fault = (UserError if text[0] == "u" else HostLost)(f"host {host}: {text[1:]}")
@@ -131,7 +200,7 @@ def check_equal(text: str, what: str) -> None:
     if jax.process_count() == 1:
         return
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    gathered = np.asarray(multihost_utils.process_allgather(digest))
+    gathered = _gathered(digest)
     others = [host for host, each in enumerate(gathered) if not np.array_equal(each, gathered[0])]
     if others:
         raise ConfigError(
@@ -147,7 +216,8 @@ def first_says(text: str) -> str:
     told = np.zeros(_MESSAGE, np.uint8)
     encoded = text.encode()[:_MESSAGE]
     told[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(told))
+    with waiting():
+        heard = np.asarray(multihost_utils.broadcast_one_to_all(told))
     return bytes(heard[heard > 0]).decode()
 
 
@@ -158,7 +228,7 @@ def total(counts: Any) -> np.ndarray:
         return counts
     # In two parts, as JAX's arrays hold 32 bits.
     parts = np.stack([counts >> 30, counts & (2**30 - 1)]).astype(np.int32)
-    high, low = np.asarray(multihost_utils.process_allgather(parts), np.int64).sum(axis=0)
+    high, low = _gathered(parts).astype(np.int64).sum(axis=0)
     return (high << 30) + low
 
 
@@ -179,4 +249,7 @@ class Asked:
         sharding = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
         flags = np.full(len(self._mesh.local_devices), flag, np.int32)
         self._pending = self._any(jax.make_array_from_process_local_data(sharding, flags))
-        return before is not None and bool(before)
+        if before is None:
+            return False
+        with waiting():
+            return bool(before)

@@ -7,11 +7,10 @@ time limit. The same command then goes on where the run left.
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 
-from fcn_jax.errors import UserError
+from fcn_jax.errors import UserError, tell
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong with the command, it is to be run again.
 EXIT_CODE = 75
@@ -41,7 +40,7 @@ class Preemption:
             # compilation takes minutes. What arrives here is counted at once.
             listener, self._channel = socket.socketpair()
             self._channel.setblocking(False)
-            self._handler = signal.signal(signal.SIGTERM, self._note)
+            self._handler = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
             self._channel_before = signal.set_wakeup_fd(self._channel.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._count, args=(listener,), name="preemption", daemon=True).start()
         return self
@@ -51,6 +50,11 @@ class Preemption:
             signal.set_wakeup_fd(self._channel_before)
             signal.signal(signal.SIGTERM, self._handler)
             self._channel.close()
+
+    def listen(self) -> None:
+        """Listens again, behind a library that may have taken the signal for itself as it was loaded."""
+        if self._open:
+            signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         self.asked = True
@@ -70,7 +74,6 @@ class Preemption:
     def _answer(self) -> None:
         # Not to stdout, where only the first of several hosts is heard.
         if not self.worth_saving:
-            print("asked to leave (SIGTERM) before the first step", file=sys.stderr, flush=True)
+            tell("asked to leave (SIGTERM) before the first step")
             os._exit(EXIT_CODE)
-        line = "asked to leave (SIGTERM): saving after this step; a second signal ends it now"
-        print(line, file=sys.stderr, flush=True)
+        tell("asked to leave (SIGTERM): saving after this step; a second signal ends it now")

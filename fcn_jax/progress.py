@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from fcn_jax import config as experiment
-from fcn_jax import evaluation, optim, parallel, report, state
+from fcn_jax import evaluation, hosts, optim, parallel, report, state
 from fcn_jax.errors import NonFiniteError
 from fcn_jax.labels import by_head
 
@@ -56,7 +56,8 @@ class Progress:
         """A context whose time counts neither as training nor as waiting; all reports are read before it."""
         while self._pending:
             self._read(current)
-        jax.block_until_ready(current)
+        with hosts.waiting():
+            jax.block_until_ready(current)
         return _Stopwatch(lambda seconds: setattr(self, "_idle", self._idle + seconds))
 
     def add(self, step: int, step_report: dict[str, jax.Array], current: state.TrainState) -> None:
@@ -98,9 +99,10 @@ class Progress:
 
     def _read(self, current: state.TrainState) -> None:
         step, values = self._pending.popleft()
-        sums = {head: float(value) for head, value in by_head(values["loss_sum"]).items()}
-        pixels = {head: float(value) for head, value in by_head(values["pixels"]).items()}
-        norms = np.asarray(values["gradient_norms"])
+        with hosts.waiting():
+            sums = {head: float(value) for head, value in by_head(values["loss_sum"]).items()}
+            pixels = {head: float(value) for head, value in by_head(values["pixels"]).items()}
+            norms = np.asarray(values["gradient_norms"])
         if not np.isfinite(sum(sums.values())) or not np.isfinite(norms).all():
             self._raise_nonfinite(step, _per_pixel(sums, pixels), norms, current)
         self._loss_sum.update(sums)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from fcn_jax import parallel
+from fcn_jax import hosts, parallel
 
 
 def over_batches(
@@ -39,7 +39,9 @@ def over_batches(
     for image in images:
         if stop():
             return None
-        one = jax.tree.map(lambda x: np.asarray(x, np.float64), apply(variables, image))
+        applied = apply(variables, image)
+        with hosts.waiting():
+            one = jax.tree.map(lambda x: np.asarray(x, np.float64), applied)
         total = one if total is None else jax.tree.map(np.add, total, one)
         count += 1
     if total is None:

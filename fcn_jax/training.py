@@ -45,6 +45,7 @@ from fcn_jax.predict import Predictor
 from fcn_jax.preemption import Preempted, Preemption
 from fcn_jax.progress import Progress
 
+_COMPARED = 8  # images of each split, by which hosts see whether they have the same ones
 _GO_ON = "the same command goes on from the newest checkpoint"
 
 
@@ -64,13 +65,15 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     # Not together: where hosts are unequal, they cannot tell each other, and each sees it by itself.
     mesh = parallel.make_mesh()
+    preemption.listen()
     with hosts.together():
         experiment.validate(config)
         per_device = parallel.check_batch_size(config.data.batch_size, config.optim.accumulate, mesh)
         blobs = workdirs.settle_input(config, workdir)
         run = _Run.opened(config, workdir, mesh)
+        told = run.told()
     hosts.check_equal(experiment.to_json(config), "the config")
-    hosts.check_equal(run.told(), "the data")
+    hosts.check_equal(told, "the data")
 
     with (
         hosts.first_alone_speaks(),
@@ -79,7 +82,8 @@ def _train(config: experiment.Config, workdir: Path, profile: bool, preemption: 
     ):
         start, last = checkpoints.latest_step() or 0, config.train.steps
         like = run.assembly.abstract_state(mesh)
-        unscored = start > 0 and checkpoints.unscored(start)
+        # By the first host's word: folders on networks may show each another one.
+        unscored = bool(hosts.first_says("unscored" if start > 0 and checkpoints.unscored(start) else ""))
         if start >= last and not unscored:
             print(f"{workdir}: finished at step {start} of {last}; nothing to do")
             return checkpoints.restore(start, like)
@@ -132,8 +136,12 @@ class _Run:
         return experiment.input_spec(self.config)
 
     def told(self) -> str:
-        """What hosts have to agree on of the data that each of them sees."""
-        return f"{len(self.train_source)} {len(self.val_source)} {experiment.classes_to_json(self.info)}"
+        """What hosts have to agree on of the data that each of them sees: classes, numbers, and some of the images."""
+        names = [experiment.classes_to_json(self.info)]
+        for source in (self.train_source, self.val_source):
+            looked_at = evaluation.spread(source, _COMPARED) if jax.process_count() > 1 else ()
+            names += [str(len(source)), *(source[index]["id"] for index in looked_at)]
+        return " ".join(names)
 
     @property
     def may_change(self) -> tuple[str, ...]:
@@ -257,7 +265,7 @@ class _Loop:
             mean_iou = self._progress.write_scores(step, results)
             if step >= self._last:
                 # Before the last checkpoint: with it a run is finished, and is not looked at again.
-                _write_pictures(run, used.variables, self._reporter)
+                _write_pictures(run, used.variables, self._reporter, lambda: self._preemption.asked)
         return used, mean_iou
 
     def _save(self, step: int, current: state.TrainState, mean_iou: float | None, broken_off: bool = False) -> None:
@@ -350,7 +358,7 @@ def _print_start(run: _Run, per_device: int) -> None:
     print(f"batches of {config.data.batch_size} images, {per_device} on each device at a time{accumulated}", flush=True)
 
 
-def _write_pictures(run: _Run, variables: Any, reporter: report.Reporter) -> None:
+def _write_pictures(run: _Run, variables: Any, reporter: report.Reporter, stop: Callable[[], bool]) -> None:
     count = run.config.train.pictures
     if not count:
         return
@@ -363,4 +371,6 @@ def _write_pictures(run: _Run, variables: Any, reporter: report.Reporter) -> Non
     for name, picture in evaluation.pictures(run.val_source, predictor, count):
         visualize.write_png(folder / f"{name}.png", picture)
         reporter.image(run.config.train.steps, f"val/{name}", picture)
+        if stop():
+            break
     print(f"pictures in {folder}")

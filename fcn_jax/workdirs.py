@@ -1,22 +1,27 @@
 """Working directories: what a run writes there before its first step, so that nothing else is ever laid over it."""
 
 import contextlib
+import errno
 import fcntl
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
+import jax
 import numpy as np
 
 from fcn_jax import checkpoints, hosts, transplant, weights
 from fcn_jax import config as experiment
-from fcn_jax.errors import CheckpointError, ConfigError
+from fcn_jax.errors import CheckpointError, ConfigError, tell
 from fcn_jax.labels import Info, by_head
 from fcn_jax.report import METRICS_FILE
 
 # In which a host sees what another one wrote: mounts of networks and buckets remember for a minute what was not there.
 _SHARED_SECONDS = 120.0
+# What flock says where a file system has none, as Lustre unless mounted with it.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def claim(workdir: Path, config: experiment.Config, info: Info, free: Iterable[str] = ()) -> None:
@@ -57,12 +62,7 @@ def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable
         with hosts.together():
             if hosts.is_first():
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((workdir / ".lock").open("w"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    message = f"another process is training in {workdir}: choose another --workdir"
-                    raise CheckpointError(message) from None
+                _lock(stack.enter_context((workdir / ".lock").open("w")), workdir)
                 claim(workdir, config, info, free)
                 there = [*checkpoints.prepare(workdir), mark.name]
                 mark.touch()
@@ -77,6 +77,27 @@ def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable
         finally:
             mark.unlink(missing_ok=True)
         yield
+
+
+def _lock(file: IO, workdir: Path) -> None:
+    """Locks the open file of a working directory, or raises CheckpointError where another process has."""
+    # A host that vanished keeps its locks on a file system of a network for a while.
+    last = time.monotonic() + (_SHARED_SECONDS if jax.process_count() > 1 else 0)
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= last:
+                raise CheckpointError(
+                    f"another process is training in {workdir}: choose another --workdir, or, if none is, remove "
+                    f"{file.name}"
+                ) from None
+            time.sleep(0.5)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            tell(f"warning: {workdir} knows no locks: see to it that nothing else trains there")
+            return None
 
 
 def _not_seen(folder: Path, names: Sequence[str]) -> str:

@@ -147,15 +147,17 @@ def test_a_fault_of_storage_is_worth_another_start(monkeypatch, capsys, file, wr
     assert ends == [CRASHED] and "Input/output error" in capsys.readouterr().err
 
 
-def test_what_a_user_can_mend_on_a_disk_is_not(monkeypatch, capsys):
+@pytest.mark.parametrize("file", ["run/config.json", None])
+def test_what_a_user_can_mend_on_a_disk_is_not(monkeypatch, capsys, file):
+    """What fails as it is written does not say which file that is."""
     ends = []
     monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
 
     def main(arguments):
-        raise OSError(errno.ENOSPC, "No space left on device", "run/config.json")
+        raise OSError(errno.ENOSPC, "No space left on device", file)
 
     command_line.run(main)
-    assert ends == [1] and capsys.readouterr().err == "error: run/config.json: No space left on device\n"
+    assert ends == [1] and capsys.readouterr().err == f"error: {file or 'a file'}: No space left on device\n"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,8 @@ def test_what_the_runtime_says_tells_a_lost_host_from_a_crash(monkeypatch, capsy
     """Also behind an error of whoever called it, as of one that waits to save a checkpoint."""
     ends = []
     monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
-    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: hosts > 1)
+    monkeypatch.setattr(command_line.hosts, "end_alone", lambda code: code)
 
     def main(arguments):
         try:
@@ -196,7 +199,8 @@ def test_a_lost_host_behind_a_users_error(monkeypatch, capsys, hosts, code):
     """As where a checkpoint cannot be restored for want of it."""
     ends = []
     monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
-    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: hosts > 1)
+    monkeypatch.setattr(command_line.hosts, "end_alone", lambda code: code)
 
     def main(arguments):
         try:

@@ -2,7 +2,10 @@
 
 import inspect
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +17,8 @@ from jax.extend.core import jaxprs_in_params
 
 from fcn_jax.ops import convolution
 from fcn_jax.ops.convolution import conv2d
+
+ROOT = Path(__file__).parents[1]
 
 
 def native(x, kernel, stride=1, padding=0, dilation=1, groups=1):
@@ -453,3 +458,24 @@ def test_a_gradient_that_nobody_wants_is_not_computed():
     rows = -(-384 // convolution._bands(x, kernel, 1))  # pyright: ignore[reportArgumentType]
     # Of accelerators: value and tangent; of CPUs: the value, and the tangent in bands.
     assert str(tangent(x, kernel)).count("conv_general_dilated[") == 3 + -(-384 // rows)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize(("size", "taps", "stride", "padding"), [(224, 7, 2, 100), (64, 11, 4, 100), (32, 3, 2, 4)])
+def test_a_strided_one_amid_wide_padding_is_compiled_for_a_tpu(size, taps, stride, padding):
+    """As the first layers of FCN-GoogLeNet and FCN-AlexNet are. The compiler ends the process over XLA's own."""
+    program = f"""
+import jax
+from jax.sharding import SingleDeviceSharding
+from fcn_jax.ops import convolution
+from fcn_jax.plan import slices
+
+place = SingleDeviceSharding(slices.devices(slices.parse("v5e:1x1"))[0])
+shapes = [(1, {size}, {size}, 3), ({taps}, {taps}, 3, 64)]
+conv = lambda x, kernel: (convolution.conv2d(x, kernel, stride={stride}, padding={padding}) ** 2).sum()
+arguments = [jax.ShapeDtypeStruct(shape, "float32", sharding=place) for shape in shapes]
+jax.jit(jax.grad(conv, (0, 1))).lower(*arguments).compile()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[:300]

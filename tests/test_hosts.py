@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fcn_jax.preemption import EXIT_CODE
 from tools import supervise
 
 ROOT = Path(__file__).parents[1]
+SUPERVISE = (sys.executable, str(ROOT / "tools" / "supervise.py"), "--pause=0")
 KILLS = int(os.environ.get("FCN_JAX_KILLS", "2"))  # of a supervised run
 PROGRAM = """
 import sys
@@ -30,6 +32,7 @@ sys.path.insert(0, {tests!r})
 import tiny
 import os
 import tempfile
+import time
 
 from fcn_jax import parallel, workdirs
 from fcn_jax.data import loader, synthetic
@@ -43,12 +46,29 @@ def damaged(*arguments, **options):
             raise DataError("an image is damaged")
         yield batch
 
+def stuck(*arguments, **options):
+    for number, batch in enumerate(whole(*arguments, **options)):
+        if number == 4:
+            time.sleep(300)
+        yield batch
+
 def get_config(mode):
     parallel._WORTH_SHARDING = 64
     if mode == "damaged":
         mode = "pmap"
         if "--host=1" in sys.argv:
             loader.train_batches = damaged
+    if mode == "strange":
+        mode = "pmap"
+        if "--host=1" in sys.argv:
+            draw = synthetic.Shapes.__getitem__
+            synthetic.Shapes.__getitem__ = lambda shapes, index: draw(shapes, index) | {{"id": f"other_{{index}}"}}
+    if mode in ("asleep", "stuck"):
+        if "--host=1" in sys.argv and mode == "asleep":
+            workdirs.settle_input = lambda *arguments: time.sleep(300)
+        if "--host=1" in sys.argv and mode == "stuck":
+            loader.train_batches = stuck
+        mode = "pmap"
     if mode == "apart":
         mode = "pmap"
         workdirs._SHARED_SECONDS = 1
@@ -110,13 +130,13 @@ def start(tmp_path_factory):
             command = [sys.executable, "train.py", "--config", f"{folder / 'hosts.py'}:{mode}"]
             command += ["--workdir", str(workdir), f"--config.train.steps={steps}"]
             if supervised is True:
-                command = [sys.executable, "tools/supervise.py", f"--hosts={count}", "--", *command]
+                command = [*SUPERVISE, f"--hosts={count}", "--", *command]
                 command += ["--start_timeout=30", "--heartbeat=10"]
             elif count > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--hosts={count}", f"--host={host}", *own[host]]
                 command += ["--start_timeout=60", "--heartbeat=10"]
             if supervised == "each":
-                command = [sys.executable, "tools/supervise.py", "--", *command]
+                command = [*SUPERVISE, "--", *command]
             flags = f"--xla_force_host_platform_device_count={devices[host] if devices else 8 // count}"
             with (workdir.parent / f"{workdir.name}-{host}.log").open("w") as log:
                 process = subprocess.Popen(
@@ -355,6 +375,17 @@ def test_a_host_that_fails_alone_ends_the_others(start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["asleep", "stuck"])
+def test_a_host_that_lives_and_does_not_get_on_is_not_waited_for_for_ever(start, tmp_path, mode):
+    """As on a mount that hangs: while it opens its data, and in the loop. It ends with those that waited."""
+    workdir = tmp_path / "run"
+    flag = ("--stall_timeout=12",)
+    found = codes(start(workdir, mode=mode, own=(flag, flag)))
+    assert found[0] == EXIT_CODE and found[1] not in (0, 1, 2), found
+    assert "error: waited 12 s for the other hosts: one of them lives but does not get on" in printed(workdir, 0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pmap", "shards"])
 def test_a_supervised_run_survives_its_kills(start, tmp_path, mode):
     """Kills of either host, one after another; the end is an undisturbed run's, bit for bit.
@@ -397,7 +428,7 @@ def test_a_supervisor_passes_the_signal_on(start, tmp_path):
 
 @pytest.mark.parametrize(("code", "attempts"), [(0, 1), (1, 1), (70, 3), (75, 3)])
 def test_the_supervisor_starts_again_what_may_go_on(code, attempts):
-    command = [sys.executable, "tools/supervise.py", "--restarts=2", "--", sys.executable, "-c", f"exit({code})"]
+    command = [*SUPERVISE, "--restarts=2", "--", sys.executable, "-c", f"exit({code})"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("attempt") == attempts
     assert done.returncode == (1 if code == 75 else code)
@@ -406,7 +437,7 @@ def test_the_supervisor_starts_again_what_may_go_on(code, attempts):
 def supervised(tmp_path, script, *options, arguments=()):
     """A supervisor, begun, of a Python script with a --workdir."""
     (tmp_path / "train.py").write_text(script)
-    command = [sys.executable, str(ROOT / "tools" / "supervise.py"), *options, "--", sys.executable, "train.py"]
+    command = [*SUPERVISE, *options, "--", sys.executable, "train.py"]
     return subprocess.Popen(
         [*command, f"--workdir={tmp_path}", *arguments],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -422,6 +453,51 @@ def test_a_mistake_of_one_host_alone_is_given_up_in_time(tmp_path, code, others)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out.count("attempt")) == (code, 3)
     assert err == "failed again and again without a new checkpoint: not started again\n"
+
+
+def test_a_mistake_behind_a_checkpoint_may_be_the_fault_of_the_moment(tmp_path):
+    """A mount that is not there yet as a machine starts."""
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    process = supervised(tmp_path, "exit(1)", arguments=["--coordinator=here:1"])
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.count("attempt")) == (1, 3), err
+    assert (tmp_path / "given_up").read_text().startswith("5 ")
+
+
+def test_between_starts_in_a_row_there_are_pauses(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    progress = supervise.Progress(tmp_path, 3, others=False)
+    pauses = [progress.pause(5)]
+    for _ in range(1200):
+        progress.hopeless(failed=False)
+        pauses.append(progress.pause(5))
+    assert pauses[:6] == [0, 5, 10, 20, 40, 60] and set(pauses[6:]) == {60}
+    (tmp_path / "checkpoints" / "6").mkdir()
+    progress.hopeless(failed=False)
+    assert progress.pause(5) == 0
+
+
+def test_a_signal_ends_a_pause(tmp_path):
+    process = supervised(tmp_path, "exit(75)", "--pause=60")
+    assert process.stdout is not None and process.stdout.readline() == "attempt 1: exit codes 75\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == EXIT_CODE
+
+
+@pytest.mark.parametrize(("prefix", "attempts"), [((), 1), (("nohup",), 2)])
+def test_a_closed_terminal_ends_a_supervisor_unless_it_was_asked_not_to(tmp_path, prefix, attempts):
+    (tmp_path / "train.py").write_text("import time; print('on', flush=True); time.sleep(2); exit(75)")
+    command = [*prefix, *SUPERVISE, "--restarts=1", "--"]
+    process = subprocess.Popen([*command, sys.executable, "train.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=60)[0].count("attempt") == attempts
+
+
+def test_a_command_that_is_none_is_one_line(tmp_path):
+    command = [*SUPERVISE, "--hosts=2", "--", "./no-such-program"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: ./no-such-program: No such file or directory\n")
 
 
 def test_a_host_that_gives_up_for_a_mistake_tells_the_others(tmp_path):
@@ -456,7 +532,7 @@ def test_the_supervisor_gives_up_what_crashes_and_gains_nothing(tmp_path, gained
         f"if {gained} and len(found) < 4: (found[0].parent / str(3 * len(found))).mkdir()\n"
         "sys.exit(70)"
     )
-    command = [sys.executable, "tools/supervise.py", "--", sys.executable, str(script), f"--workdir={tmp_path}"]
+    command = [*SUPERVISE, "--", sys.executable, str(script), f"--workdir={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.count("attempt") == attempts, done.stdout
     assert done.returncode == 70
@@ -472,7 +548,7 @@ def test_a_supervisor_gives_up_with_that_of_another_host(tmp_path):
         "import sys, pathlib; here = pathlib.Path(sys.argv[0]).parent; second = (here / 'first').exists()\n"
         "(here / ('given_up' if second else 'first')).write_text('-1 now'); sys.exit(75)"
     )
-    command = [sys.executable, "tools/supervise.py", "--", sys.executable, str(script), "--workdir", str(tmp_path)]
+    command = [*SUPERVISE, "--", sys.executable, str(script), "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.count("attempt")) == (1, 2)
 
@@ -543,6 +619,7 @@ def test_the_supervisor_finds_the_workdir_in_the_command(command, workdir, other
         ("pmap", "--config.optim.lr=-1", "optim.lr=-1.0 must be at least 0"),
         ("apart", "--workdir=run", "run is not the folder that host 0 sees"),
         ("fewer", "", "the data of host 1 differs from that of host 0"),
+        ("strange", "", "the data of host 1 differs from that of host 0"),
     ],
 )
 def test_what_one_host_gets_wrong_all_say(start, tmp_path, mode, own, message):
@@ -613,3 +690,29 @@ def test_what_storage_fails_one_host_is_worth_another_start_of_all(monkeypatch, 
     with pytest.raises(UserError, match=r"^host 0: .*image.png: cannot be read") as error, hosts.together():
         pass
     assert error.type is told
+
+
+def test_a_place_among_hosts_is_of_one_process(monkeypatch, tmp_path):
+    """JAX would let the second one in, and end the first one for it."""
+    monkeypatch.setattr(hosts, "_places", [])
+    monkeypatch.setattr(hosts.tempfile, "gettempdir", lambda: str(tmp_path))
+    hosts._take_place("here:1-0", 0)
+    hosts._take_place("here:1-1", 0)
+    with pytest.raises(HostLost, match=r"another process of this machine is host 0 at --coordinator=here:1: end it"):
+        hosts._take_place("here:1-0", 0.3)
+    later = threading.Timer(0.3, hosts._places.pop(0).close)
+    later.start()
+    hosts._take_place("here:1-0", 30)
+
+
+@pytest.mark.parametrize("reader", ["there", "gone"])
+def test_what_takes_too_long_is_one_line(reader):
+    """Also where nobody reads it any more."""
+    program = "import time; from fcn_jax import hosts\nwith hosts._within(0.2, 'too late'): time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    if reader == "gone":
+        process.stderr.close()
+    said = process.communicate(timeout=60)[1] if reader == "there" else process.wait(timeout=60) and ""
+    assert process.returncode == EXIT_CODE
+    assert said == ("error: too late\n" if reader == "there" else "")

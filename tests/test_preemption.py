@@ -164,6 +164,23 @@ def test_where_nothing_is_to_be_saved_the_first_signal_ends_it():
     assert done.stderr == "asked to leave (SIGTERM) before the first step\n"
 
 
+@pytest.mark.parametrize(("saving", "code"), [(False, preemption.EXIT_CODE), (True, 128 + signal.SIGTERM)])
+def test_signals_count_where_nobody_reads_the_line(saving, code):
+    """A group of processes is ended, and with it the `tee` that this one writes into."""
+    then = "time.sleep(1); os.kill(os.getpid(), signal.SIGTERM); ctypes.CDLL(None).sleep(60)"
+    command = [sys.executable, "-c", PROGRAM.format(then=then, saving=saving)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(timeout=50) == code
+
+
+def test_a_signal_that_a_library_took_is_taken_back():
+    then = "signal.signal(signal.SIGTERM, signal.SIG_DFL); preemption.listen(); os.kill(os.getpid(), signal.SIGTERM)"
+    command = [sys.executable, "-c", PROGRAM.format(then=then, saving=True)]
+    assert subprocess.run(command, capture_output=True, timeout=50).returncode == 0
+
+
 def test_threads_take_no_signals():
     seen = []
 

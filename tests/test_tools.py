@@ -1,6 +1,7 @@
 """Tools about plans: what is compiled is remembered, what does not fit ends the command, and a plan becomes a row."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -17,6 +18,12 @@ def compiler(monkeypatch):
     compiler = CountingCompiler(too_large=["fcn16s"])
     compiler.install(monkeypatch)
     return compiler
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Where the compiler of the tests is."""
+    monkeypatch.setattr(pod_check, "apart", lambda work, *arguments: work(*arguments))
 
 
 @pytest.fixture
@@ -40,6 +47,7 @@ def source(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_pod_check_compiles_what_it_does_not_know(compiler, printed, source):
     arguments = (pod_check, "--topology=v5e:2x4", "fcn32s", "segnet_basic")
     code, lines = printed(*arguments)
@@ -59,6 +67,7 @@ def test_a_pod_check_compiles_what_it_does_not_know(compiler, printed, source):
     assert compiler.nets[3:] == ["fcn32s"] * 2
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_pod_check_fails_where_a_net_does(compiler, printed, source):
     """Again, too, when it is told from what was written down."""
     for _ in range(2):
@@ -66,6 +75,13 @@ def test_a_pod_check_fails_where_a_net_does(compiler, printed, source):
         assert code == 1 and compiler.nets == ["fcn32s", "fcn16s"]
         assert lines[2].startswith("fcn16s ") and "does not fit v5e:2x4: 17.0 GiB needed" in lines[2]
         assert lines[3] == "1 of 2 fit v5e:2x4; not fcn16s"
+
+
+def test_a_compiler_that_ends_its_process_ends_no_pod_check():
+    """And is asked again the next time."""
+    assert pod_check.apart(dict, [("memory", 1)]) == {"memory": 1}
+    result = pod_check.apart(os.abort)
+    assert result["passing"] and result["fault"].startswith("does not compile: the compiler ended the process")
 
 
 @pytest.mark.parametrize("argument", ["--topology=v9:2x4", "fcn9s"])

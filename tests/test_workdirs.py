@@ -1,5 +1,6 @@
 """What a run settles with its folder and its weights before the first step."""
 
+import errno
 import threading
 
 import numpy as np
@@ -68,3 +69,32 @@ def test_a_claimed_folder_holds_no_trace_of_looking_for_it(tmp_path):
     with workdirs.claimed(tmp_path / "run", config, tiny.source(config, "train").info):
         assert (tmp_path / "run" / "checkpoints").is_dir()
         assert not list((tmp_path / "run").glob(".seen*"))
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+    """As Lustre is, unless mounted with them."""
+
+    def refuse(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
+    with (tmp_path / ".lock").open("w") as file:
+        workdirs._lock(file, tmp_path)
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path} knows no locks")
+
+
+def test_of_several_hosts_the_first_waits_for_a_lock(tmp_path, monkeypatch):
+    """A file system of a network keeps that of a host which vanished for a while."""
+    monkeypatch.setattr(workdirs.jax, "process_count", lambda: 2)
+    before = (tmp_path / ".lock").open("w")
+    workdirs._lock(before, tmp_path)
+    threading.Timer(0.3, before.close).start()
+    with (tmp_path / ".lock").open("w") as file:
+        workdirs._lock(file, tmp_path)
+
+
+def test_a_lock_of_nobody_can_be_removed(tmp_path):
+    with (tmp_path / ".lock").open("w") as first, (tmp_path / ".lock").open("w") as second:
+        workdirs._lock(first, tmp_path)
+        with pytest.raises(CheckpointError, match=r"another process is training in .*if none is, remove .*\.lock$"):
+            workdirs._lock(second, tmp_path)

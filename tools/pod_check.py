@@ -7,11 +7,13 @@ compiled again. Exit code 1 tells that a net did not fit or did not compile.
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import importlib
 import json
+import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def main() -> int:
     for place, net in enumerate(nets):
         key = f"{net} {part} {version()}"
         if key not in known:
-            known[key] = check(net, part)
+            known[key] = apart(check, net, part)
             # What may be a fault of the moment is asked for again.
             if "passing" not in known[key]:
                 options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,16 @@ def main() -> int:
         failed += [net] if "memory" not in known[key] else []
     print(f"{len(nets) - len(failed)} of {len(nets)} fit {part}" + (f"; not {', '.join(failed)}" if failed else ""))
     return bool(failed)
+
+
+def apart(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What that gives in a process of its own: where the compiler finds itself at fault, it ends the process."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(work, *arguments).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            return {"fault": "does not compile: the compiler ended the process, and said why above", "passing": True}
 
 
 def check(net: str, part: slices.Slice) -> dict[str, Any]:

@@ -3,11 +3,13 @@
     python tools/supervise.py [--hosts 2] [--restarts 20] -- python train.py --config configs/fcn8s.py --workdir runs/a
 
 A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
-started again and goes on from its newest checkpoint. One that failed for what a user has to mend (1 and 2, on every
-host that is started here) is not, nor one that crashed, or so failed on some of them, three times without a new
-checkpoint in its --workdir (in a row, where it names none). SIGTERM is passed on, and ends the supervisor with 75 when
-the run has left. Where each host is a machine of its own, a supervisor on each starts its process, and the processes
-wait for each other; that one of them has given up the others see in the --workdir.
+started again and goes on from its newest checkpoint; where there is no new one, after a pause that grows from five
+seconds to a minute. One that failed for what a user has to mend (1 and 2, on every host that is started here) before
+there is any checkpoint is not, nor one that crashed, or so failed, three times without a new checkpoint in its
+--workdir (in a row, where it names none). SIGTERM is passed on, and ends the supervisor with 75 when the run has left;
+so are SIGINT and SIGHUP, as SIGTERM. They reach the process that is started here: a script around it has to `exec` it.
+Where each host is a machine of its own, a supervisor on each starts its process, and the processes wait for each other;
+that one of them has given up the others see in the --workdir.
 """
 
 import argparse
@@ -25,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fcn_jax.errors import CRASHED
 from fcn_jax.preemption import EXIT_CODE
 
+LONGEST_PAUSE = 60.0  # seconds
 GRACE_SECONDS = 120  # for the other hosts to notice that one is gone
 MISTAKES = (1, 2)  # a user's
 # A fault of the program's own. Not so SIGABRT, by which JAX ends a process whose coordinator is gone.
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument(
         "--crashes", type=_positive, default=3, help="how many without a new checkpoint in --workdir end it"
     )
+    parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first start again in a row")
     parser.add_argument("command", nargs="+", help="after --: the command to run")
     options = parser.parse_args()
     processes: list[subprocess.Popen] = []
@@ -48,13 +52,21 @@ def main() -> int:
         nonlocal leaving
         leaving = True
         for process in processes:
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, pass_on)
     workdir, others = named_by(options.command)
     progress = Progress(workdir, options.crashes, others)
     for attempt in range(options.restarts + 1):
-        processes[:] = start(options.command, options.hosts)
+        try:
+            start(options.command, options.hosts, processes)
+        except OSError as error:
+            pass_on(signal.SIGTERM, None)  # to those that were started
+            wait(processes)
+            print(f"error: {options.command[0]}: {error.strerror}", file=sys.stderr)
+            return MISTAKES[0]
         if leaving:  # asked while they were started
             pass_on(signal.SIGTERM, None)
         codes = wait(processes)
@@ -64,13 +76,19 @@ def main() -> int:
         faults = [code for code in codes if code in (*CRASHES, *MISTAKES)]
         if leaving:
             return _exit_code(faults) if faults else EXIT_CODE
-        if all(code in MISTAKES for code in codes):
+        if all(code in MISTAKES for code in codes) and not progress.begun:
             progress.give_up()
             return codes[0]
-        # Not on all hosts, a mistake may be the fault of the moment.
+        # Behind a checkpoint, or not on all hosts, a mistake may be the fault of the moment: a mount that is missing.
         if reason := progress.hopeless(failed=bool(faults)):
             print(f"{reason}: not started again", file=sys.stderr)
             return _exit_code(faults) if faults else 1
+        longest = progress.pause(options.pause) if attempt < options.restarts else 0
+        ended = time.monotonic()
+        while time.monotonic() < ended + longest:
+            if leaving:
+                return EXIT_CODE
+            time.sleep(0.1)
     progress.give_up()
     print(f"not finished after {options.restarts} restarts", file=sys.stderr)
     return 1
@@ -107,16 +125,18 @@ class Progress:
 
     def __init__(self, workdir: Path | None, most: int, others: bool):
         self._failures = 0
+        self._fruitless = 0  # attempts in a row without a new checkpoint
         self._workdir, self._most, self._others = workdir, most, others
         self._newest, self._given_up = self._checkpoint(), self._mark()
 
     def hopeless(self, failed: bool) -> str:
         """Why to give up, behind an attempt that did not finish; empty where it is worth another one."""
         newest, given_up = self._checkpoint(), self._mark()
+        self._fruitless += 1
         if newest is None and not failed:
             self._failures = 0
         if newest is not None and (self._newest is None or newest > self._newest):
-            self._newest, self._failures = newest, 0
+            self._newest, self._failures, self._fruitless = newest, 0, 0
         self._failures += failed
         if failed and self._failures >= self._most:
             self.give_up()
@@ -125,6 +145,15 @@ class Progress:
         # What was given up before a checkpoint was mended since.
         new = given_up is not None and given_up != self._given_up and given_up[0] >= _known(newest)
         return "another host has given up" if new else ""
+
+    def pause(self, first: float) -> float:
+        """Seconds to wait before the next start: `first`, then twice as long each time, none behind a checkpoint."""
+        return min(first * 2.0 ** min(self._fruitless - 1, 9), LONGEST_PAUSE) if self._fruitless else 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from, as far as can be seen."""
+        return _known(self._checkpoint()) >= 0
 
     def _checkpoint(self) -> int | None:
         """The step of the newest one, -1 if there is none, None where that cannot be seen."""
@@ -171,13 +200,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(command: list[str], hosts: int) -> list[subprocess.Popen]:
-    """The processes of one attempt, which find each other at a port that is free now."""
-    if hosts == 1:
-        return [subprocess.Popen(command)]
-    port = free_port()
-    flags = [f"--coordinator=127.0.0.1:{port}", f"--hosts={hosts}"]
-    return [subprocess.Popen([*command, *flags, f"--host={host}"]) for host in range(hosts)]
+def start(command: list[str], hosts: int, processes: list[subprocess.Popen]) -> None:
+    """Starts the processes of one attempt, which find each other at a port that is free now, in place of those before.
+
+    Raises OSError for a command that cannot be started.
+    """
+    processes.clear()
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--hosts={hosts}"] if hosts > 1 else []
+    for host in range(hosts):
+        processes.append(subprocess.Popen([*command, *flags, *([f"--host={host}"] if hosts > 1 else [])]))
 
 
 def wait(processes: list[subprocess.Popen]) -> list[int]:

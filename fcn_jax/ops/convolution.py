@@ -122,6 +122,12 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision):
     def by_matrix(x, kernel):
         return _by_matrix(x, kernel, stride, precision)
 
+    def by_padded(x, kernel):
+        # The TPU compiler (libtpu 0.0.42) ends the process over the kernel's gradient of a strided convolution that
+        # pads by more than it sees, unless the padding is none of its own.
+        padded = lax.optimization_barrier(_padded(x, padding))
+        return native(padded, kernel, padding=0)
+
     if groups > 1:
         on_cpu = by_groups
     elif kernel.shape[:2] == (1, 1) and padding == 0 and min(kernel.shape[2:]) > _FEWEST_CHANNELS:
@@ -130,7 +136,9 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision):
         on_cpu = by_patches
     else:
         on_cpu = by_fastest
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
+    wide = stride > 1 and padding > dilation * (max(kernel.shape[:2]) - 1) + 1
+    on_tpu = {"tpu": by_padded} if wide else {}
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native, **on_tpu)
 
 
 def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
