@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +30,6 @@ from fcn_jax.preemption import EXIT_CODE
 AUTO = "auto"
 _GRACE_SECONDS = 3.0  # in which hosts that end for the same fault do so together
 _stall_seconds = 3600.0
-_places: list[IO] = []  # open, and locked, as long as the process lives
 _MESSAGE = 1000  # bytes that other hosts are told, of a fault or of what the first one says
 
 
@@ -86,31 +85,30 @@ def join(
             raise HostLost(message) if lost else ConfigError(message + remedy) from None
 
 
-def _take_place(place: str, seconds: float) -> None:
+def _take_place(place: str, seconds: float) -> int | None:
     """Holds a place among the hosts of a run for this machine's process, to its end. Raises HostLost where another has.
 
-    A second process in the same place would be let in by JAX, and end the first one.
+    A second process in the same place would be let in by JAX, and end the first one. Gives the descriptor of the lock,
+    which stays open; None where there are no locks to be had.
     """
-    path = Path(tempfile.gettempdir()) / ("fcn_jax-" + re.sub(r"[^\w.-]", "_", place) + ".lock")
-    try:
-        file = path.open("w")
-    except PermissionError:
-        return  # another user's
+    path = Path(tempfile.gettempdir(), f"fcn_jax-{re.sub('[^0-9A-Za-z.-]', '_', place)}.lock")
     last = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > last:
-                file.close()
-                raise HostLost(
-                    f"another process of this machine is host {place.rpartition('-')[2]} at "
-                    f"--coordinator={place.rpartition('-')[0]}: end it, or name another port"
-                ) from None
-            time.sleep(0.2)
-        else:
-            _places.append(file)
-            return
+    try:
+        held = os.open(path, os.O_RDWR | os.O_CREAT)
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return held
+            except BlockingIOError:
+                if time.monotonic() > last:
+                    os.close(held)
+                    raise HostLost(
+                        f"another process of this machine is host {place.rpartition('-')[2]} at "
+                        f"--coordinator={place.rpartition('-')[0]}: end it, or name another port"
+                    ) from None
+                time.sleep(0.2)
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -694,15 +694,20 @@ def test_what_storage_fails_one_host_is_worth_another_start_of_all(monkeypatch, 
 
 def test_a_place_among_hosts_is_of_one_process(monkeypatch, tmp_path):
     """JAX would let the second one in, and end the first one for it."""
-    monkeypatch.setattr(hosts, "_places", [])
     monkeypatch.setattr(hosts.tempfile, "gettempdir", lambda: str(tmp_path))
-    hosts._take_place("here:1-0", 0)
-    hosts._take_place("here:1-1", 0)
+    first, second = hosts._take_place("here:1-0", 0), hosts._take_place("here:1-1", 0)
     with pytest.raises(HostLost, match=r"another process of this machine is host 0 at --coordinator=here:1: end it"):
         hosts._take_place("here:1-0", 0.3)
-    later = threading.Timer(0.3, hosts._places.pop(0).close)
-    later.start()
-    hosts._take_place("here:1-0", 30)
+    threading.Timer(0.3, os.close, [first]).start()
+    later = hosts._take_place("here:1-0", 30)
+    assert later is not None and second is not None
+    os.close(later)
+    os.close(second)
+
+
+def test_without_a_folder_for_locks_every_place_is_free(monkeypatch):
+    monkeypatch.setattr(hosts.tempfile, "gettempdir", lambda: "/nowhere")
+    assert hosts._take_place("here:1-0", 0) is hosts._take_place("here:1-0", 0) is None
 
 
 @pytest.mark.parametrize("reader", ["there", "gone"])
