@@ -120,7 +120,9 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         for word in arguments[1:]:
             if re.match(r"(--?[\w.]+=)?\w+://", word):
                 # As a path it would be a folder `gs:` of this machine, and lost with it.
-                raise ConfigError(f"{word}: no path of a file system; mount the bucket and name its folder")
+                raise ConfigError(
+                    f"{word}: no path of a file system; mount the bucket, or download the file, and name that"
+                )
         return flags.FLAGS(arguments)
     except UserError as error:
         message = str(error)
