@@ -62,6 +62,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -93,8 +94,46 @@ def conv2d(
     `h' = floor((h + 2·padding − dilation·(k − 1) − 1) / stride) + 1`, as in Caffe and PyTorch. Of several groups each
     computes its share of the outputs, in order, from its share of the inputs.
     """
-    y = _conv2d(x, kernel, stride, padding, dilation, groups, precision)
-    return rematerialisation.mark(y, rematerialisation.CONVOLUTION)
+    before = _unseen(x, kernel, stride, padding, dilation)
+    seen = _padded_behind(x, kernel, stride, padding, dilation, before) if before else x
+    y = _conv2d(seen, kernel, stride, padding - before * stride, dilation, groups, precision)
+    y = rematerialisation.mark(y, rematerialisation.CONVOLUTION)
+    if before:
+        cells = zip(_output_size(x, kernel, stride, padding, dilation), y.shape[1:3], strict=True)
+        around = [(before, every - before - found, 0) for every, found in cells]
+        y = lax.pad(y, np.zeros((), y.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    return y
+
+
+def _unseen(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> int:
+    """How many cells along each axis of a strided convolution lie before the first that sees more than padding.
+
+    They are zeros and need no computing. Nor can the compiler for TPUs (libtpu 0.0.42): it ends the process where the
+    kernel's gradient of a strided convolution is to see more padding than the kernel is large.
+    """
+    if stride == 1:
+        return 0
+    last = _last_seen(x, kernel, stride, padding, dilation)
+    return max(min(-(-(padding - _extent(kernel, dilation) + 1) // stride), padding // stride, *last), 0)
+
+
+def _last_seen(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int) -> list[int]:
+    """The last cell along each axis that sees more than padding."""
+    cells = zip(_output_size(x, kernel, stride, padding, dilation), x.shape[1:3], strict=True)
+    return [min((length - 1 + padding) // stride, every - 1) for every, length in cells]
+
+
+def _padded_behind(x: jax.Array, kernel: jax.Array, stride: int, padding: int, dilation: int, before: int) -> jax.Array:
+    """The map with zeros behind it, where without those `before` cells less padding is left than its last ones see."""
+    left, extent = padding - before * stride, _extent(kernel, dilation)
+    last = zip(_last_seen(x, kernel, stride, padding, dilation), x.shape[1:3], strict=True)
+    more = [(0, max((cell - before) * stride + extent - length - 2 * left, 0), 0) for cell, length in last]
+    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *more, (0, 0, 0)])
+
+
+def _extent(kernel: jax.Array, dilation: int) -> int:
+    """How many cells a kernel spans along the axis on which it is the largest."""
+    return dilation * (max(kernel.shape[:2]) - 1) + 1
 
 
 # Inlined, it leaves no trace in the program; but layers alike, and the same net again, are traced once.
@@ -122,12 +161,6 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision):
     def by_matrix(x, kernel):
         return _by_matrix(x, kernel, stride, precision)
 
-    def by_padded(x, kernel):
-        # The TPU compiler (libtpu 0.0.42) ends the process over the kernel's gradient of a strided convolution that
-        # pads by more than it sees, unless the padding is none of its own.
-        padded = lax.optimization_barrier(_padded(x, padding))
-        return native(padded, kernel, padding=0)
-
     if groups > 1:
         on_cpu = by_groups
     elif kernel.shape[:2] == (1, 1) and padding == 0 and min(kernel.shape[2:]) > _FEWEST_CHANNELS:
@@ -136,9 +169,7 @@ def _conv2d(x, kernel, stride, padding, dilation, groups, precision):
         on_cpu = by_patches
     else:
         on_cpu = by_fastest
-    wide = stride > 1 and padding > dilation * (max(kernel.shape[:2]) - 1) + 1
-    on_tpu = {"tpu": by_padded} if wide else {}
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native, **on_tpu)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=native)
 
 
 def _is_large(kernel: Sequence[int], size: Sequence[int], padding: int) -> bool:
