@@ -460,6 +460,37 @@ def test_a_gradient_that_nobody_wants_is_not_computed():
     assert str(tangent(x, kernel)).count("conv_general_dilated[") == 3 + -(-384 // rows)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "dilation"),
+    [
+        ((17, 23), 7, 2, 20, 1),
+        ((16, 9), 11, 4, 30, 1),  # as AlexNet: more padding behind than before
+        ((5, 9), 3, 2, 7, 2),
+        ((1, 1), 3, 8, 11, 1),  # no cell sees it
+        ((6, 7), 1, 3, 5, 1),
+        ((6, 7), 2, 4, 19, 3),
+    ],
+)
+def test_a_strided_one_amid_wide_padding_computes_what_sees_the_image(size, kernel, stride, padding, dilation):
+    x, weights = scene(size, kernel)
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
+    expected, pulled = jax.vjp(partial(native, **options), x, weights)
+    found, pull = jax.vjp(partial(conv2d, **options), x, weights)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    cotangent = jnp.asarray(np.random.default_rng(0).normal(size=expected.shape), jnp.float32)
+    for one, other in zip(pull(cotangent), pulled(cotangent), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_of_a_strided_one_cells_of_padding_are_not_computed():
+    x, weights = scene((500, 500), 7)
+    text = (
+        jax.jit(partial(conv2d, stride=2, padding=100)).trace(x, weights).lower(lowering_platforms=("tpu",)).as_text()
+    )
+    (made,) = re.findall(r"stablehlo.convolution.*-> tensor<2x(\d+)x(\d+)x4xf32>", text)
+    assert made == ("253", "253")  # of 347 a side
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("libtpu")
 @pytest.mark.parametrize(("size", "taps", "stride", "padding"), [(224, 7, 2, 100), (64, 11, 4, 100), (32, 3, 2, 4)])
