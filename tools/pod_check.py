@@ -71,7 +71,7 @@ def main() -> int:
                 with options.results.open("a") as file:
                     # Behind a line break: a line before that was cut short takes none with it.
                     file.write("\n" + json.dumps({"key": key, "result": known[key]}) + "\n")
-        head, line = comparison_lines([known[key]], [f"{net:<36}"])
+        head, line = comparison_lines([known[key]], [net.ljust(max(map(len, nets)))])
         print(line if place else f"{head}\n{line}", flush=True)
         failed += [net] if "memory" not in known[key] else []
     print(f"{len(nets) - len(failed)} of {len(nets)} fit {part}" + (f"; not {', '.join(failed)}" if failed else ""))
