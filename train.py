@@ -17,10 +17,17 @@ COORDINATOR = flags.DEFINE_string(
 )
 HOSTS = flags.DEFINE_integer("hosts", None, "How many hosts take part.", lower_bound=1)
 HOST = flags.DEFINE_integer("host", None, "Which of them this is, from 0.", lower_bound=0)
-START_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds within which all hosts must have come.")
-HEARTBEAT = flags.DEFINE_integer("heartbeat", 100, "Seconds without a sign of a host after which the others end.")
+START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 300, "Seconds within which all hosts must have come.", lower_bound=1
+)
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat", 100, "Seconds without a sign of a host after which the others end.", lower_bound=1
+)
 STALL_TIMEOUT = flags.DEFINE_integer(
-    "stall_timeout", 3600, "Seconds after which a host ends that waits for others which live and do not get on."
+    "stall_timeout",
+    3600,
+    "Seconds after which a host ends that waits for others which live and do not get on.",
+    lower_bound=1,
 )
 PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few early steps for TensorBoard.")
 

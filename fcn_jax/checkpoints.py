@@ -71,13 +71,16 @@ class Checkpoints:
         )
         # Named handlers, because without them metadata can be read only after a save or restore.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "batch_stats", "rest")}
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        # Where several hosts save, they wait for each other in all that the manager does.
+        with hosts.waiting():
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception) -> None:
-        self._manager.close()
+        with hosts.waiting():
+            self._manager.close()
         if not self._read_only and hosts.is_first():
             put_back(self.directory.parent)
 
@@ -98,7 +101,8 @@ class Checkpoints:
             items["batch_stats"] = state.batch_stats
         saved = ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()})
         metrics, note = None if mean_iou is None else {_METRIC: mean_iou}, {_UNSCORED: True} if unscored else None
-        self._manager.save(step, args=saved, metrics=metrics, custom_metadata=note)
+        with hosts.waiting():
+            self._manager.save(step, args=saved, metrics=metrics, custom_metadata=note)
 
     def unscored(self, step: int) -> bool:
         """Whether what is to follow that step was broken off."""
@@ -110,9 +114,10 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         if hosts.is_first():
             (self.directory / str(step)).rename(self.directory / f"{step}{_ASIDE}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
-        self._manager.reload()
+        with hosts.waiting():
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"checkpoint {step} set aside")
+            self._manager.reload()
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of that step, with the shapes, types and placement of `like` (arrays, or their shapes)."""
@@ -173,7 +178,8 @@ class Checkpoints:
             )
         items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+            with hosts.waiting():
+                restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             return {name: restored[name] for name in items}
         except (ValueError, KeyError, OSError) as error:
             raise self._damaged(step, error) from error

@@ -79,9 +79,16 @@ def _code_of_fault(error: BaseException) -> int | None:
     fault = _of_runtime(error)
     if "RESOURCE_EXHAUSTED" in fault:
         return 1
-    # Not the number of hosts: where they have not come together, asking for it begins anew.
-    lost = bool(fault) and not fault.startswith(_OF_PROGRAMS) and jax.distributed.is_initialized()
+    lost = bool(fault) and not fault.startswith(_OF_PROGRAMS) and _of_several()
     return EXIT_CODE if lost else None
+
+
+def _of_several() -> bool:
+    """Whether this is one host of several, also where they could not come together."""
+    try:
+        return jax.process_count() > 1
+    except RuntimeError:
+        return jax.distributed.is_initialized()
 
 
 def _of_runtime(error: BaseException) -> str:

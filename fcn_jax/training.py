@@ -273,7 +273,7 @@ class _Loop:
         # the training set there is none either: the net is not the one to be used.
         final = step >= self._last or not self._run.config.train.statistics_batches
         score = mean_iou if mean_iou == mean_iou and final else None
-        with self._progress.paused(current):
+        with self._progress.paused(current), hosts.waiting():
             self._progress.check_parameters(step, current)
         self._checkpoints.save(step, parallel.joined(current, self._run.mesh), score, broken_off)
 

@@ -174,7 +174,7 @@ def test_what_the_runtime_says_tells_a_lost_host_from_a_crash(monkeypatch, capsy
     """Also behind an error of whoever called it, as of one that waits to save a checkpoint."""
     ends = []
     monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: hosts > 1)
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
     monkeypatch.setattr(command_line.hosts, "end_alone", lambda code: code)
 
     def main(arguments):
@@ -199,7 +199,7 @@ def test_a_lost_host_behind_a_users_error(monkeypatch, capsys, hosts, code):
     """As where a checkpoint cannot be restored for want of it."""
     ends = []
     monkeypatch.setattr(command_line.app, "run", lambda guarded, flags_parser: ends.append(guarded(["program"])))
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: hosts > 1)
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
     monkeypatch.setattr(command_line.hosts, "end_alone", lambda code: code)
 
     def main(arguments):
@@ -338,3 +338,14 @@ def test_a_file_that_gives_no_config(parsed, tmp_path, capsys, text, message):
 def test_a_missing_config_file_has_a_neighbour(parsed):
     with pytest.raises(ConfigError, match=r"there is no file .*configs/fcn8\.py; did you mean 'fcn8s\.py'\?"):
         parsed(ROOT / "configs" / "fcn8.py")
+
+
+def test_hosts_that_did_not_come_together_are_several(monkeypatch):
+    """To ask for their number is to wait for them again, and fails."""
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend")
+
+    monkeypatch.setattr(jax, "process_count", fail)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    assert command_line._code_of_fault(jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: topology")) == EXIT_CODE

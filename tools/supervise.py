@@ -4,12 +4,12 @@
 
 A run that was killed, crashed (exit code 70), lost a host, waited for one in vain, or was asked to leave (75) is
 started again and goes on from its newest checkpoint; where there is no new one, after a pause that grows from five
-seconds to a minute. One that failed for what a user has to mend (1 and 2, on every host that is started here) before
-there is any checkpoint is not, nor one that crashed, or so failed, three times without a new checkpoint in its
---workdir (in a row, where it names none). SIGTERM is passed on, and ends the supervisor with 75 when the run has left;
-so are SIGINT and SIGHUP, as SIGTERM. They reach the process that is started here: a script around it has to `exec` it.
-Where each host is a machine of its own, a supervisor on each starts its process, and the processes wait for each other;
-that one of them has given up the others see in the --workdir.
+seconds to a minute. One that crashed, or failed for what a user has to mend (1 and 2), three times without a new
+checkpoint in its --workdir (in a row, where it names none) is not; nor, at once, one that so failed on all its hosts,
+started here, before there is any checkpoint. SIGTERM is passed on, and ends the supervisor with 75 when the run has
+left; so are SIGINT and SIGHUP, as SIGTERM. They reach the process that is started here: a script around it has to
+`exec` it. Where each host is a machine of its own, a supervisor on each starts its process, and the processes wait for
+each other; that one of them has given up the others see in the --workdir.
 """
 
 import argparse
@@ -48,11 +48,14 @@ def main() -> int:
     processes: list[subprocess.Popen] = []
     leaving = False
 
+    def ask_to_leave() -> None:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+
     def pass_on(number: int, frame: object) -> None:
         nonlocal leaving
         leaving = True
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
+        ask_to_leave()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
@@ -60,26 +63,24 @@ def main() -> int:
     workdir, others = named_by(options.command)
     progress = Progress(workdir, options.crashes, others)
     for attempt in range(options.restarts + 1):
+        missing: list[int] = []
         try:
             start(options.command, options.hosts, processes)
         except OSError as error:
-            pass_on(signal.SIGTERM, None)  # to those that were started
-            wait(processes)
             print(f"error: {options.command[0]}: {error.strerror}", file=sys.stderr)
-            return MISTAKES[0]
-        if leaving:  # asked while they were started
-            pass_on(signal.SIGTERM, None)
-        codes = wait(processes)
+            missing = [MISTAKES[0]] * (options.hosts - len(processes))
+        if leaving or missing:  # asked while they were started; none is to wait for what never comes
+            ask_to_leave()
+        codes = [*wait(processes), *missing]
         print(f"attempt {attempt + 1}: exit codes {', '.join(map(str, codes))}", flush=True)
         if not any(codes):
             return 0
         faults = [code for code in codes if code in (*CRASHES, *MISTAKES)]
         if leaving:
             return _exit_code(faults) if faults else EXIT_CODE
-        if all(code in MISTAKES for code in codes) and not progress.begun:
-            progress.give_up()
+        if all(code in MISTAKES for code in codes) and not (progress.begun or others):
             return codes[0]
-        # Behind a checkpoint, or not on all hosts, a mistake may be the fault of the moment: a mount that is missing.
+        # Behind a checkpoint, or on some hosts, a mistake may be the fault of the moment: a mount that is missing.
         if reason := progress.hopeless(failed=bool(faults)):
             print(f"{reason}: not started again", file=sys.stderr)
             return _exit_code(faults) if faults else 1
@@ -208,7 +209,9 @@ def start(command: list[str], hosts: int, processes: list[subprocess.Popen]) -> 
     processes.clear()
     flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--hosts={hosts}"] if hosts > 1 else []
     for host in range(hosts):
-        processes.append(subprocess.Popen([*command, *flags, *([f"--host={host}"] if hosts > 1 else [])]))
+        own = [f"--host={host}"] if hosts > 1 else []
+        # Out of our group: to a signal from the terminal they would not know what to save.
+        processes.append(subprocess.Popen([*command, *flags, *own], process_group=0))
 
 
 def wait(processes: list[subprocess.Popen]) -> list[int]:
