@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -92,23 +92,30 @@ def _take_place(place: str, seconds: float) -> int | None:
     which stays open; None where there are no locks to be had.
     """
     path = Path(tempfile.gettempdir(), f"fcn_jax-{re.sub('[^0-9A-Za-z.-]', '_', place)}.lock")
-    last = time.monotonic() + seconds
     try:
         held = os.open(path, os.O_RDWR | os.O_CREAT)
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return held
-            except BlockingIOError:
-                if time.monotonic() > last:
-                    os.close(held)
-                    raise HostLost(
-                        f"another process of this machine is host {place.rpartition('-')[2]} at "
-                        f"--coordinator={place.rpartition('-')[0]}: end it, or name another port"
-                    ) from None
-                time.sleep(0.2)
+        if locked(held, seconds):
+            return held
+        os.close(held)
     except OSError:
         return None
+    coordinator, _, index = place.rpartition("-")
+    raise HostLost(
+        f"another process of this machine is host {index} at --coordinator={coordinator}: end it, or name another port"
+    )
+
+
+def locked(file: int | IO, seconds: float) -> bool:
+    """Whether an open file could be locked within that time, against other processes. Raises OSError without locks."""
+    last = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= last:
+                return False
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager

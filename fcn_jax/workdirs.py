@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,22 +81,17 @@ def claimed(workdir: Path, config: experiment.Config, info: Info, free: Iterable
 def _lock(file: IO, workdir: Path) -> None:
     """Locks the open file of a working directory, or raises CheckpointError where another process has."""
     # A host that vanished keeps its locks on a file system of a network for a while.
-    last = time.monotonic() + (_SHARED_SECONDS if jax.process_count() > 1 else 0)
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= last:
-                raise CheckpointError(
-                    f"another process is training in {workdir}: choose another --workdir, or, if none is, remove "
-                    f"{file.name}"
-                ) from None
-            time.sleep(0.5)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            tell(f"warning: {workdir} knows no locks: see to it that nothing else trains there")
-            return None
+    try:
+        free = hosts.locked(file, _SHARED_SECONDS if jax.process_count() > 1 else 0)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        tell(f"warning: {workdir} knows no locks: see to it that nothing else trains there")
+        return
+    if not free:
+        raise CheckpointError(
+            f"another process is training in {workdir}: choose another --workdir, or, if none is, remove {file.name}"
+        )
 
 
 def _not_seen(folder: Path, names: Sequence[str]) -> str:

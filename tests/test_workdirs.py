@@ -1,6 +1,7 @@
 """What a run settles with its folder and its weights before the first step."""
 
 import errno
+import fcntl
 import threading
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     def refuse(*arguments):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(workdirs.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with (tmp_path / ".lock").open("w") as file:
         workdirs._lock(file, tmp_path)
     assert capsys.readouterr().err.startswith(f"warning: {tmp_path} knows no locks")
